@@ -1,0 +1,35 @@
+"""Packaging: ``pip install -e .`` installs the library; the programs at the root run from the checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "songbloom" / "__init__.py").read_text()).group(1)
+
+
+def requirements(name: str) -> list[str]:
+    """Requirement lines of one file, without comments and blank lines."""
+    lines = (line.split("#")[0].strip() for line in (HERE / name).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+setup(
+    name="songbloom",
+    version=VERSION,
+    description="Train and sample song models on your own music: hierarchical VQ-VAE, transformer priors, Japanese singing first",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["songbloom", "songbloom.*"]),
+    py_modules=["hparams", "make_models", "train", "sample"],
+    package_data={"songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json"]},
+    install_requires=requirements("requirements.txt"),
+    extras_require={
+        # Second sung voice (NIT SONG070); builds from source, so it needs a C++ compiler and setuptools < 82 at run time.
+        "voices": ["pysinsy==0.0.5", "setuptools<82"],
+        "test": requirements("requirements-test.txt"),
+    },
+)

@@ -1,0 +1,20 @@
+"""A person's mistake, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what a person typed or supplied.
+
+    The message is one line: what is wrong, where, and what to do. Programs print it without a traceback and exit with
+    status 2 (see :func:`songbloom.distributed.run`).
+    """
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the option nearest to ``word``, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
