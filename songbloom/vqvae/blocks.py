@@ -1,0 +1,267 @@
+"""Convolutional blocks of the hierarchical VQ-VAE, on ``[batch, channels, time]``.
+
+Source: Dhariwal et al. 2020, *Jukebox: A Generative Model for Music*, appendix B.1 (encoders and decoders of strided
+convolutions, each followed or preceded by a stack of dilated residual blocks in the manner of WaveNet).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
+
+from songbloom.errors import UserError
+
+
+def _check_geometry(down_t: int, stride_t: int) -> None:
+    if down_t < 1:
+        raise UserError(
+            f"down_t is {down_t}: a level must downsample at least once, so set each of downs_t to 1 or more"
+        )
+    if stride_t < 2:
+        raise UserError(
+            f"stride_t is {stride_t}: a stride of 1 doesn't downsample, so set each of strides_t to 2 or more"
+        )
+
+
+def downsampling_conv(input_width: int, output_width: int, stride: int) -> nn.Conv1d:
+    """A convolution of kernel ``2 * stride`` that makes exactly ``T / stride`` frames of ``T`` (a multiple of the stride).
+
+    The padding is half the stride; half of an odd stride is rounded up, as rounding down would lose a frame.
+    """
+    return nn.Conv1d(input_width, output_width, 2 * stride, stride, padding=(stride + 1) // 2)
+
+
+def upsampling_conv(input_width: int, output_width: int, stride: int) -> nn.ConvTranspose1d:
+    """The transpose of :func:`downsampling_conv`: exactly ``T * stride`` frames of ``T``.
+
+    For an odd stride the rounded-up padding takes one frame too many, which ``output_padding`` gives back.
+    """
+    return nn.ConvTranspose1d(
+        input_width, output_width, 2 * stride, stride, padding=(stride + 1) // 2, output_padding=stride % 2
+    )
+
+
+class ResidualBlock(nn.Module):
+    """``x + scale * pointwise(relu(dilated(relu(x))))`` on ``[N, width, T]``.
+
+    Args:
+        width: channels of input and output.
+        hidden_width: channels between the two convolutions.
+        dilation: dilation of the first convolution (kernel 3).
+        zero_out: start the second convolution at zero, so that the block starts as the identity.
+        scale: factor of the branch.
+    """
+
+    def __init__(
+        self, width: int, hidden_width: int, *, dilation: int = 1, zero_out: bool = False, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.dilated = nn.Conv1d(width, hidden_width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv1d(hidden_width, width, 1)
+        if zero_out:
+            nn.init.zeros_(self.pointwise.weight)
+            nn.init.zeros_(cast(Tensor, self.pointwise.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.pointwise(F.relu(self.dilated(F.relu(x)), inplace=True))
+        return x + branch if self.scale == 1.0 else torch.add(x, branch, alpha=self.scale)
+
+
+class ResidualStack(nn.Module):
+    """``depth`` residual blocks on ``[N, width, T]`` whose dilations grow: block ``i`` has ``growth ** (i mod cycle)``.
+
+    Args:
+        width: channels.
+        depth: number of blocks.
+        m_conv: hidden width of a block as a multiple of ``width``.
+        dilation_growth_rate: growth of the dilation from block to block.
+        dilation_cycle: start again at dilation 1 after so many blocks (None: never).
+        reverse_dilation: largest dilation first.
+        zero_out: each block starts as the identity.
+        res_scale: multiply each branch by ``1 / sqrt(depth)``.
+        checkpoint: in training keep only the blocks' inputs and compute the rest again when gradients are taken.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        *,
+        m_conv: float = 1.0,
+        dilation_growth_rate: int = 1,
+        dilation_cycle: int | None = None,
+        reverse_dilation: bool = False,
+        zero_out: bool = False,
+        res_scale: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        exponents = [i if dilation_cycle is None else i % dilation_cycle for i in range(depth)]
+        if reverse_dilation:
+            exponents.reverse()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                width,
+                int(m_conv * width),
+                dilation=dilation_growth_rate**exponent,
+                zero_out=zero_out,
+                scale=depth**-0.5 if res_scale else 1.0,
+            )
+            for exponent in exponents
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.checkpoint and self.training and torch.is_grad_enabled():
+                x = cast(Tensor, recompute(block, x, use_reentrant=False))
+            else:
+                x = block(x)
+        return x
+
+
+class DownsamplingStage(nn.Module):
+    """One strided convolution, then a residual stack: ``[N, input_width, T]`` → ``[N, width, T / stride]``."""
+
+    def __init__(self, input_width: int, width: int, stride: int, residual: ResidualStack) -> None:
+        super().__init__()
+        self.resample = downsampling_conv(input_width, width, stride)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(self.resample(x))
+
+
+class UpsamplingStage(nn.Module):
+    """A residual stack, then one transposed convolution: ``[N, width, T]`` → ``[N, output_width, T * stride]``."""
+
+    def __init__(self, width: int, output_width: int, stride: int, residual: ResidualStack) -> None:
+        super().__init__()
+        self.residual = residual
+        self.resample = upsampling_conv(width, output_width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(self.residual(x))
+
+
+class DownsamplingBlock(nn.Module):
+    """``[N, input_width, T]`` → ``[N, output_width, T / stride_t ** down_t]``: ``down_t`` stages, then a projection.
+
+    Args:
+        input_width: channels that come in.
+        output_width: channels that go out.
+        down_t: number of stages, at least 1.
+        stride_t: stride of each stage, at least 2.
+        width: channels inside.
+        depth: residual blocks a stage.
+
+    The other arguments are those of :class:`ResidualStack`.
+
+    Raises:
+        UserError: ``down_t`` or ``stride_t`` doesn't downsample.
+    """
+
+    def __init__(
+        self,
+        input_width: int,
+        output_width: int,
+        *,
+        down_t: int,
+        stride_t: int,
+        width: int,
+        depth: int,
+        m_conv: float = 1.0,
+        dilation_growth_rate: int = 1,
+        dilation_cycle: int | None = None,
+        zero_out: bool = False,
+        res_scale: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_geometry(down_t, stride_t)
+        self.stages = nn.ModuleList(
+            DownsamplingStage(
+                input_width if stage == 0 else width,
+                width,
+                stride_t,
+                ResidualStack(
+                    width,
+                    depth,
+                    m_conv=m_conv,
+                    dilation_growth_rate=dilation_growth_rate,
+                    dilation_cycle=dilation_cycle,
+                    zero_out=zero_out,
+                    res_scale=res_scale,
+                    checkpoint=checkpoint,
+                ),
+            )
+            for stage in range(down_t)
+        )
+        self.project = nn.Conv1d(width, output_width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.project(x)
+
+
+class UpsamplingBlock(nn.Module):
+    """``[N, input_width, T]`` → ``[N, output_width, T * stride_t ** down_t]``: a projection, then ``down_t`` stages.
+
+    The mirror of :class:`DownsamplingBlock`; also the upsampling priors' conditioner. Arguments as there, and
+    ``reverse_dilation`` (largest dilation first).
+
+    Raises:
+        UserError: ``down_t`` or ``stride_t`` doesn't upsample.
+    """
+
+    def __init__(
+        self,
+        input_width: int,
+        output_width: int,
+        *,
+        down_t: int,
+        stride_t: int,
+        width: int,
+        depth: int,
+        m_conv: float = 1.0,
+        dilation_growth_rate: int = 1,
+        dilation_cycle: int | None = None,
+        reverse_dilation: bool = False,
+        zero_out: bool = False,
+        res_scale: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_geometry(down_t, stride_t)
+        self.project = nn.Conv1d(input_width, width, 3, padding=1)
+        self.stages = nn.ModuleList(
+            UpsamplingStage(
+                width,
+                output_width if stage == down_t - 1 else width,
+                stride_t,
+                ResidualStack(
+                    width,
+                    depth,
+                    m_conv=m_conv,
+                    dilation_growth_rate=dilation_growth_rate,
+                    dilation_cycle=dilation_cycle,
+                    reverse_dilation=reverse_dilation,
+                    zero_out=zero_out,
+                    res_scale=res_scale,
+                    checkpoint=checkpoint,
+                ),
+            )
+            for stage in range(down_t)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x
