@@ -1,0 +1,347 @@
+"""Ranks: who takes part, where they are, how they speak, and how they all end together.
+
+Three ways to start are understood: ``mpiexec -n N python …`` (any MPI with mpi4py, on one host or many), the
+environment that ``torchrun`` sets, and plain ``python``. MPI is used to find the others (ranks, local ranks, the
+address of rank 0); tensors then travel through ``torch.distributed``: NCCL for CUDA tensors, Gloo for the others.
+
+``mpiexec python x.py`` alone hangs for ever when one rank raises, because the others wait inside a collective
+operation. Here each rank holds a *lifeline* (see :mod:`songbloom.lifeline`) to rank 0, so that an exception, a SIGTERM
+or a SIGKILL on any rank ends all of them within seconds, with the first error printed once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from songbloom.errors import UserError
+from songbloom.lifeline import Lifeline, interface_of
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may index a large folder while the others wait
+_CONNECTION_WORDS = ("connection closed", "connection reset", "broken pipe", "socket", "gloo", "nccl", "tcpstore")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all processes of the run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among the processes of this host
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that prints and writes."""
+        return self.rank == 0
+
+
+_world: World | None = None
+_lifeline: Lifeline | None = None
+_mpi: Any = None  # mpi4py.MPI once it is in use
+
+
+def world() -> World:
+    """This process's place; a single process on the CPU until :func:`start` has been called."""
+    return _world or World()
+
+
+def start(device: str | None = None) -> World:
+    """Join the run that this process was launched in; a second call only changes the device.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; by default CUDA where there is any, else the CPU (MPS
+            only when asked for).
+
+    Raises:
+        UserError: the device is not there, or MPS is asked for with several ranks.
+    """
+    global _world
+    if _world is None:
+        rank, size, local_rank, local_size = _join()
+        if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        _world = World(rank, size, local_rank, local_size)
+        _world = _with_device(_world, None)
+    if device:
+        _world = _with_device(_world, device)
+    return _world
+
+
+def _with_device(place: World, name: str | None) -> World:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device={name}: no such kind of device; use cpu, cuda or mps") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        index = place.local_rank % max(count, 1) if chosen.index is None else chosen.index
+        if index >= count:
+            raise UserError(f"--device={name}: this machine shows {count} CUDA devices; use --device=cpu")
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
+    elif chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("--device=mps: this machine has no Metal device; use --device=cpu")
+        if place.size > 1:
+            raise UserError("--device=mps: Metal works in a single process only; start without mpiexec")
+    elif chosen.type != "cpu":
+        raise UserError(f"--device={name}: not supported; use cpu, cuda or mps")
+    return World(place.rank, place.size, place.local_rank, place.local_size, chosen)
+
+
+# ---------------------------------------------------------------------------------------------------- joining
+
+
+def _join() -> tuple[int, int, int, int]:
+    """(rank, size, local rank, local size), with the process group and the lifeline up when there are several ranks."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(environment):
+        return _join_torchrun()
+    if _launched_by_mpi():
+        return _join_mpi()
+    return 0, 1, 0, 1
+
+
+def _launched_by_mpi() -> bool:
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS"):
+        if os.environ.get(name, "1") not in ("", "1"):
+            return True
+    return "PMIX_RANK" in os.environ
+
+
+def _join_mpi() -> tuple[int, int, int, int]:
+    global _mpi, _lifeline
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise UserError(
+            "started by mpiexec, but mpi4py cannot be imported: pip install mpi4py mpich, "
+            f"and use the mpiexec of the same environment ({error})"
+        ) from error
+    communicator = MPI.COMM_WORLD
+    rank, size = communicator.Get_rank(), communicator.Get_size()
+    if size == 1:
+        return 0, 1, 0, 1
+    _mpi = MPI
+    local = communicator.Split_type(MPI.COMM_TYPE_SHARED)
+    local_rank, local_size = local.Get_rank(), local.Get_size()
+
+    _lifeline = Lifeline(rank, size)
+    _lifeline.on_end = _end
+    # Rank 0 offers every address that it has; each rank tries which of them lead to it, and the first that works for
+    # all is used. Host names are not trusted: on clusters and in containers they often resolve to a loopback address.
+    offers, secret = communicator.bcast(_lifeline.listen() if rank == 0 else None)
+    works = [rank == 0 or _lifeline.reaches(offer, secret) for offer in offers]
+    communicator.Barrier()  # unlike the collectives on objects, it lets rank 0's other threads answer meanwhile
+    common = [all(column) for column in zip(*communicator.allgather(works), strict=True)]
+    if not any(common):
+        if rank:
+            raise SystemExit(2)
+        tried = ", ".join(f"{host}:{port}" for host, port in offers)
+        raise UserError(f"some ranks cannot reach rank 0 at any of {tried}; is there a firewall between the hosts?")
+    host, port = offers[common.index(True)]
+    if rank:
+        _lifeline.connect((host, port), secret)
+    communicator.Barrier()
+    listener = None
+    if rank == 0:
+        listener = socket.create_server(("", 0))
+    store_port = communicator.bcast(listener.getsockname()[1] if listener else None)
+    _choose_interface(communicator.bcast(host), rank)
+    _make_group(host, store_port, rank, size, listener)
+    return rank, size, local_rank, local_size
+
+
+def _join_torchrun() -> tuple[int, int, int, int]:
+    global _lifeline
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if size == 1:
+        return 0, 1, 0, 1
+    host = os.environ["MASTER_ADDR"]
+    dist.init_process_group(_backend(), rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    _lifeline = Lifeline(rank, size)
+    _lifeline.on_end = _end
+    offers, secret = _broadcast_plain(_lifeline.listen() if rank == 0 else None)
+    if rank:
+        port = offers[0][1]
+        candidates = [(host, port), *offers]
+        reachable = [offer for offer in candidates if _lifeline.reaches(offer, secret)]
+        if not reachable:
+            raise UserError(f"rank {rank} cannot reach rank 0 at {host}:{port}; is a firewall between the hosts?")
+        _lifeline.connect(reachable[0], secret)
+    dist.barrier()
+    return rank, size, local_rank, local_size
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
+def _choose_interface(host: str, rank: int) -> None:
+    """Let Gloo and NCCL use the interface on which rank 0 is reached, unless the person has chosen one."""
+    name = interface_of(host if rank == 0 else _lifeline.local_address if _lifeline else "")
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if not host.startswith("127."):
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def _make_group(host: str, port: int, rank: int, size: int, listener: socket.socket | None) -> None:
+    # The listening socket is handed over open, so no other program can take the port in between.
+    store = dist.TCPStore(
+        host,
+        port,
+        size,
+        is_master=rank == 0,
+        timeout=COLLECTIVE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+    dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+
+
+# ---------------------------------------------------------------------------------------------------- speaking
+
+
+def all_reduce_(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum ``tensor`` over ranks, in place; returns it."""
+    if world().size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max_(tensor: torch.Tensor) -> torch.Tensor:
+    """Maximum over ranks, in place; returns it. For integers only: a floating-point maximum swallows NaN."""
+    if tensor.is_floating_point():
+        raise TypeError("reduce an integer flag: a floating-point maximum over ranks swallows NaN")
+    if world().size > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+    """Overwrite ``tensor`` with that of rank ``source``; returns it."""
+    if world().size > 1:
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def _broadcast_plain(value: Any, source: int = 0) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, source)
+    return box[0]
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """The object that rank ``source`` gave (pickled between the ranks of one run, never from a file)."""
+    return _broadcast_plain(value, source) if world().size > 1 else value
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every rank gave, in the order of ranks, on every rank."""
+    if world().size == 1:
+        return [value]
+    found: list[Any] = [None] * world().size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is true on any rank."""
+    if world().size == 1:
+        return bool(flag)
+    return bool(all_reduce_max_(torch.tensor(int(flag), dtype=torch.int32, device=world().device)).item())
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world().size > 1:
+        all_reduce_(torch.zeros((), device=world().device))
+
+
+def say(*words: object) -> None:
+    """Print on rank 0 only, at once."""
+    if world().is_main:
+        print(*words, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- ending
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program on all ranks and end all of them together.
+
+    The exit status is what ``main`` returns (None counts as 0); 2 with one printed line after a
+    :class:`~songbloom.errors.UserError`; 1 with a traceback after any other exception; 130 after Ctrl-C. Whatever ends
+    one rank ends all, and the first error is printed once.
+    """
+    status = 0
+    try:
+        start()
+        status = main() or 0
+    except UserError as error:
+        status = _fail(2, f"error: {error}")
+    except KeyboardInterrupt:
+        status = _fail(130, "interrupted")
+    except SystemExit as error:
+        code = error.code
+        if code is None or isinstance(code, int):
+            status = code or 0
+        else:
+            print(code, file=sys.stderr)
+            status = 1
+        if status:
+            status = _fail(status, "")
+    except BaseException as error:  # the end of the program: whatever it was, all ranks must hear of it
+        if world().size > 1 and any(word in str(error).lower() for word in _CONNECTION_WORDS):
+            time.sleep(1.5)  # most likely another rank broke first: let its error be the one that is printed
+        where = f"rank {world().rank} of {world().size}: " if world().size > 1 else ""
+        status = _fail(1, where + traceback.format_exc().rstrip())
+    if world().size > 1 and status == 0:
+        barrier()
+        dist.destroy_process_group()
+        if _lifeline is not None:
+            _lifeline.farewell()
+    _end(status)
+
+
+def _fail(status: int, text: str) -> int:
+    """Tell everyone, and come back when rank 0 has printed the first error; the status to end with."""
+    sys.stdout.flush()
+    if _lifeline is not None:
+        return _lifeline.fail(status, text)
+    if text:
+        print(text, file=sys.stderr, flush=True)
+    return status
+
+
+def _end(status: int) -> NoReturn:
+    """End this process, from whichever thread, without waiting for one that hangs in a collective operation."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _mpi is not None and not _mpi.Is_finalized():
+        # All ranks come here at about the same time, so that finalising succeeds and the launcher reports only the
+        # status. Where a rank was killed it would wait for ever: hence the thread and its time limit.
+        finalising = threading.Thread(target=_mpi.Finalize, daemon=True)
+        finalising.start()
+        finalising.join(timeout=5.0 if status == 0 else 1.5)
+    if threading.current_thread() is threading.main_thread() and (status == 0 or world().size == 1):
+        sys.exit(status)  # in peace, files, pools and loggers close in the ordinary way
+    os._exit(status)
