@@ -46,9 +46,9 @@ def resolve_precision(
 ) -> Precision:
     """The precision that ``precision``, ``fp16``, ``fp16_params`` and ``fp16_opt`` mean on this device.
 
-    ``precision`` (fp32, bf16 or fp16), when given, decides. Otherwise ``fp16`` means float16 on CUDA and MPS. On a CPU, where
-    float16 matrix products are some thousand times slower than bfloat16 ones, bfloat16 takes its place. Parameters
-    stay float32 with bfloat16: its 8 bits would lose most updates.
+    ``precision`` (fp32, bf16 or fp16), when given, decides. Otherwise ``fp16`` means float16 on CUDA and MPS. On a
+    CPU, where float16 matrix products are some thousand times slower than bfloat16 ones, bfloat16 takes its place.
+    Parameters stay float32 with bfloat16: its 8 bits would lose most updates.
 
     Args:
         hps: hyperparameters.

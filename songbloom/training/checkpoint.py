@@ -1,0 +1,247 @@
+"""Checkpoints: one file of plain data, written beside its place and renamed into it.
+
+A run's folder holds ``checkpoint_step_{N}.pth.tar`` files and ``checkpoint_latest.pth.tar``, which is the newest of
+them (a hard link where the file system has them). Beside each lies a JSON file with the merged configuration, the
+version and the command line, to be read by people and by other programs. Files hold tensors, numbers, strings, dicts
+and lists only, so that loading one never runs code. A process that is killed while writing leaves the old files as they
+were, and a ``.partial`` file that the next start removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from songbloom.errors import UserError
+from songbloom.hyperparams import to_json
+
+FORMAT = 1
+SUFFIX = ".pth.tar"
+LATEST = f"checkpoint_latest{SUFFIX}"
+KEYS = (
+    "format",
+    "kind",
+    "hps",
+    "model",
+    "ema",
+    "codebook",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "random",
+    "position",
+    "step",
+    "version",
+    "argv",
+)
+_STEP_FILE = re.compile(r"checkpoint_step_(\d+)" + re.escape(SUFFIX))
+
+
+def plain(value: Any, where: str = "content") -> Any:
+    """``value`` with every mapping as a dict and every sequence as a list or tuple, tensors detached.
+
+    Raises:
+        TypeError: something else is inside, which could not be loaded without executing code.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {plain(k, where): plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, list):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds plain data only")
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, safely on disk, when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or change the folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut, where the system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path`` so that the file is either wholly the new one or still the old one.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was there before is untouched.
+        TypeError: ``content`` holds something other than plain data.
+    """
+    checked = plain(content)
+    with _written_beside(Path(path)) as temporary:
+        try:
+            torch.save(checked, temporary)
+        except RuntimeError as error:  # torch's writer tells a full disk in this way
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a small text file, atomically."""
+    with _written_beside(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load(path: Path | str, *, verify: bool = True, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint, ours or a published one, onto the CPU, without executing code.
+
+    Args:
+        path: the file.
+        verify: compare the checksums of everything in it first, so that a damaged file is told from a good one.
+        mmap: leave tensors on disk until they are used (for models near the size of the memory).
+
+    Raises:
+        UserError: it is not there, damaged, cut short, not a checkpoint, or of a newer format than this version reads.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if verify and is_zip:
+            _verify(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged or cut short ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__}, not a dict)")
+    number = content.get("format", FORMAT)
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(f"{path}: written in format {number} by a newer version; this one reads up to {FORMAT}")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:120]
+
+
+def _verify(path: Path) -> None:
+    """Compare the checksum of every record (torch writes them and does not read them back)."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"wrong checksum in {broken}")
+
+
+# -------------------------------------------------------------------------------------------- a run's folder
+
+
+def step_files(folder: Path | str) -> list[tuple[int, Path]]:
+    """(step, path) of the ``checkpoint_step_*`` files in ``folder``, newest first."""
+    found = []
+    for path in Path(folder).glob(f"checkpoint_step_*{SUFFIX}"):
+        if match := _STEP_FILE.fullmatch(path.name):
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def json_beside(path: Path) -> Path:
+    """Where the configuration of a checkpoint lies."""
+    return path.with_name(path.name.removesuffix(SUFFIX) + ".json")
+
+
+def save_in_run(folder: Path | str, content: Mapping[str, Any], *, keep: int = 0) -> Path:
+    """Write ``checkpoint_step_{step}`` and make ``checkpoint_latest`` the same; returns the step file's path.
+
+    Args:
+        folder: the run's folder; made if need be.
+        content: what to save, with the keys :data:`KEYS`.
+        keep: number of step files to leave in the folder, the newest; 0 leaves all.
+
+    Raises:
+        UserError: it cannot be written; older checkpoints are untouched.
+    """
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise KeyError(f"a checkpoint needs {', '.join(missing)}")
+    folder = Path(folder)
+    path = folder / f"checkpoint_step_{content['step']}{SUFFIX}"
+    latest = folder / LATEST
+    text = to_json(content["hps"], content["argv"])
+    save(path, content)
+    write_text(json_beside(path), text)
+    with _written_beside(latest) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+    write_text(json_beside(latest), text)
+    if keep > 0:
+        # By time, not by number: after a fresh start in an old folder the newest file may have the smaller step.
+        others = [old for _, old in step_files(folder) if old != path]
+        others.sort(key=lambda old: old.stat().st_mtime_ns, reverse=True)
+        for old in others[keep - 1 :]:
+            old.unlink(missing_ok=True)
+            json_beside(old).unlink(missing_ok=True)
+    return path
+
+
+def remove_partial(folder: Path | str) -> None:
+    """Remove what processes left that were killed while writing."""
+    for path in Path(folder).glob(".checkpoint_*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def newest(folder: Path | str, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read, or None if there is none.
+
+    Files that are damaged are passed over, with one line to ``say`` for each.
+
+    Raises:
+        UserError: there are checkpoints, and none of them can be read: starting afresh would overwrite them.
+    """
+    folder = Path(folder)
+    latest = folder / LATEST
+    candidates = [latest] if latest.exists() else []
+    by_time = sorted((path for _, path in step_files(folder)), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    candidates += by_time
+    broken: list[Path] = []
+    for path in candidates:
+        if any(path.samefile(other) for other in broken):
+            continue
+        try:
+            content = load(path)
+            if "format" not in content or "step" not in content:
+                raise UserError(f"{path}: not a checkpoint of this program")
+            return path, content
+        except UserError as error:
+            broken.append(path)
+            say(f"{error}; trying the one before")
+    if broken:
+        raise UserError(f"{folder}: none of its checkpoints can be read; move them away to start afresh")
+    return None
