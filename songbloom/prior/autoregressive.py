@@ -1,0 +1,362 @@
+"""The autoregressive model over tokens: embeddings, a transformer, an output layer, and sampling from it.
+
+Source: Dhariwal et al. 2020, *Jukebox: A Generative Model for Music*, section 4 and appendix B.2; the transformer is
+the scalable variant of Child et al. 2019, *Generating Long Sequences with Sparse Transformers*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from songbloom.errors import UserError
+from songbloom.prior.draws import check_sampling, draw, item_generators
+from songbloom.prior.losses import linear_cross_entropy
+from songbloom.transformer.blocks import Transformer, TransformerConfig
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """``[length, width]`` sines and cosines of wavelengths from 2π to 20000π positions, of mean square 1.
+
+    Source: Vaswani et al. 2017, *Attention Is All You Need*, section 3.5.
+    """
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    pairs = torch.stack([angles.sin(), angles.cos()], dim=-1)
+    return (math.sqrt(2) * pairs.flatten(1)[:, :width]).float()
+
+
+def _head_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the output layer: published half-precision models keep it in float32; bfloat16 is ours to choose."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+class AutoregressiveModel(nn.Module):
+    """p(token t | tokens before t, conditions), for sequences of ``n_ctx`` tokens of ``bins`` kinds.
+
+    Args:
+        transformer: width, context length, depth and so on; its ``init_scale`` also scales the embeddings.
+        bins: size of the vocabulary.
+        y_cond: each sequence begins with a given vector (the labels) in the place of the learned start token.
+        merged_decoder: the output layer has its own weights and ``x_cond`` is added only before the transformer;
+            otherwise the output layer is the embedding's table, and ``x_cond`` is added after the transformer as well.
+        only_encode: no output layer: the model gives hidden states (an encoder of lyrics).
+        emb_dropout: dropout of the embeddings.
+        pos_init: start the position embedding as sinusoids, of the same size as its random start.
+    """
+
+    def __init__(
+        self,
+        transformer: TransformerConfig,
+        *,
+        bins: int,
+        y_cond: bool = False,
+        merged_decoder: bool = False,
+        only_encode: bool = False,
+        emb_dropout: float = 0.0,
+        pos_init: bool = False,
+    ) -> None:
+        super().__init__()
+        width, scale = transformer.width, transformer.init_scale
+        self.bins, self.width, self.n_ctx = bins, width, transformer.n_ctx
+        self.merged_decoder, self.only_encode = merged_decoder, only_encode
+        self.embedding = nn.Embedding(bins, width)
+        nn.init.normal_(self.embedding.weight, std=0.02 * scale)
+        self.positions = nn.Parameter(torch.empty(self.n_ctx, width))
+        if pos_init:
+            with torch.no_grad():
+                self.positions.copy_(0.01 * scale * sinusoids(self.n_ctx, width))
+        else:
+            nn.init.normal_(self.positions, std=0.01 * scale)
+        self.start: nn.Parameter | None = None
+        if not y_cond:
+            self.start = nn.Parameter(torch.empty(1, width))
+            nn.init.normal_(self.start, std=0.01 * scale)
+        self.dropout = nn.Dropout(emb_dropout)
+        self.transformer = Transformer(transformer)
+        self.output: nn.Linear | None = None
+        if merged_decoder and not only_encode:
+            self.output = nn.Linear(width, bins, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[bins, width]: the output layer's weights, which may be the embedding's."""
+        if self.only_encode:
+            raise RuntimeError("an encoder has no output layer")
+        return self.embedding.weight if self.output is None else self.output.weight
+
+    def _start(self, batch: int, y_cond: Tensor | None) -> Tensor:
+        """What stands before the first token: [N, 1, W]."""
+        if self.start is None:
+            if y_cond is None:
+                raise RuntimeError("this model was built with y_cond, so it needs one [N, 1, W]")
+            return y_cond
+        if y_cond is not None:
+            raise RuntimeError("this model was built without y_cond, so it takes none")
+        return self.start.expand(batch, 1, -1)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """What the output layer sees: ``tokens`` [N, n_ctx] int64 → [N, n_ctx, W] float32.
+
+        Args:
+            x_cond: [N, n_ctx, W] or [N, 1, W], added at each position.
+            y_cond: [N, 1, W], the beginning of the sequence.
+            encoder_kv: [N, encoder_dims, W], read by the layers of attention function 6.
+            dtype: in which the transformer computes; None is float32.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx:
+            raise UserError(f"tokens of shape {list(tokens.shape)}: this model takes [batch, {self.n_ctx}]")
+        x = torch.cat([self._start(len(tokens), y_cond), self.embedding(tokens[:, :-1])], dim=1)
+        x = self.dropout(x) + self.dropout(self.positions)
+        if x_cond is not None:
+            x = x + x_cond
+        x = self.transformer(x, encoder_kv, dtype=dtype)
+        return x if x_cond is None or self.merged_decoder or self.only_encode else x + x_cond
+
+    def logits(
+        self,
+        tokens: Tensor,
+        *,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Predictions for all positions, each from the tokens before it: [N, n_ctx, bins] float32."""
+        hidden = self.hidden(tokens, x_cond=x_cond, y_cond=y_cond, encoder_kv=encoder_kv, dtype=dtype)
+        head = _head_dtype(dtype or torch.float32)
+        return F.linear(hidden.to(head), self.output_weight.to(head)).float()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        weights: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss in bits.
+
+        Args:
+            weights: [n_ctx], how much each position counts; None counts all alike, which is bits per token.
+            (the others as in :meth:`hidden`)
+
+        Returns:
+            The mean over the batch of ``sum(weights * bits)``, and ``bits`` [N, n_ctx], without a gradient.
+        """
+        hidden = self.hidden(tokens, x_cond=x_cond, y_cond=y_cond, encoder_kv=encoder_kv, dtype=dtype)
+        if weights is None:
+            weights = hidden.new_full((self.n_ctx,), 1 / self.n_ctx)
+        loss, bits = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            self.output_weight,
+            tokens.flatten(),
+            (weights.float() / len(tokens)).repeat(len(tokens)),
+            dtype=_head_dtype(dtype or torch.float32),
+        )
+        return loss, bits.view_as(tokens)
+
+    # ------------------------------------------------------------------------------------------------- sampling
+
+    @torch.inference_mode()
+    def sample_steps(
+        self,
+        n_samples: int,
+        *,
+        prompt: Tensor | None = None,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        sample_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        chunk_size: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        dtype: torch.dtype = torch.float32,
+        fast: bool = True,
+        out: Tensor | None = None,
+        preds: Tensor | None = None,
+    ) -> Iterator[int]:
+        """Draw tokens one after the other, giving the caller a turn after each; the arguments are :meth:`sample`'s.
+
+        Args:
+            out: [n_samples, sample_tokens] int64, filled as it goes (the prompt first).
+            preds: [n_samples, sample_tokens, bins] float32, filled with the logits before temperature and filters.
+
+        Yields:
+            How many positions of ``out`` are valid: the prompt's length at first, ``sample_tokens`` at the end.
+        """
+        total = self.n_ctx if sample_tokens is None else sample_tokens
+        known = self._check_request(n_samples, prompt, total, chunk_size, out, preds)
+        check_sampling(temperature, top_k, top_p)
+        generators = item_generators(n_samples, temperature, generators)
+        tokens = out if out is not None else self.positions.new_empty((n_samples, total), dtype=torch.int64)
+        if prompt is not None:
+            tokens[:, :known] = prompt
+        yield known
+        if known == total and preds is None:
+            return
+
+        head = _Head(self, dtype, fast)
+        decoder = self.transformer.for_decoding(dtype) if fast else self.transformer
+        cache = decoder.new_cache(n_samples, dtype=dtype, device=self.positions.device, encoder_kv=encoder_kv)
+        after = None if self.merged_decoder else x_cond
+
+        def condition(added: Tensor | None, begin: int, end: int) -> Tensor | None:
+            return added if added is None or added.shape[1] == 1 else added[:, begin:end]
+
+        def advance(x: Tensor, begin: int) -> Tensor:
+            """Inputs of positions ``begin`` and on, without positions and conditions → what the output layer sees."""
+            end = begin + x.shape[1]
+            x = x + self.positions[begin:end]
+            before, behind = condition(x_cond, begin, end), condition(after, begin, end)
+            x = decoder.extend(x if before is None else x + before, cache)
+            return x if behind is None else x + behind
+
+        x = self._start(n_samples, y_cond)
+        # Positions whose input is known before anything is drawn: the start and the prompt but for its last token.
+        # The last token's own step is the first of the loop below.
+        group = chunk_size or max(known, 1)
+        for begin in range(0, known, group):
+            end = min(begin + group, known)
+            inputs = self.embedding(tokens[:, max(begin - 1, 0) : end - 1])
+            hidden = advance(torch.cat([x, inputs], dim=1) if begin == 0 else inputs, begin)
+            if preds is not None:
+                preds[:, begin:end] = head(hidden)
+        if known:
+            x = self.embedding(tokens[:, known - 1 : known])
+        for position in range(known, total):
+            logits = head(advance(x, position))[:, 0]
+            if preds is not None:
+                preds[:, position] = logits
+            drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
+            tokens[:, position] = drawn
+            x = self.embedding(drawn[:, None])
+            yield position + 1
+
+    def sample(
+        self,
+        n_samples: int,
+        *,
+        prompt: Tensor | None = None,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        sample_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        chunk_size: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        dtype: torch.dtype = torch.float32,
+        fast: bool = True,
+        on_token: Callable[[int], None] | None = None,
+        preds: Tensor | None = None,
+    ) -> Tensor:
+        """Draw ``sample_tokens`` tokens an item, the prompt included.
+
+        Args:
+            n_samples: N, items drawn together.
+            prompt: [N, p] int64, the beginning; None or p = 0 begins from nothing.
+            x_cond, y_cond, encoder_kv: as in :meth:`hidden`.
+            sample_tokens: length of the result, at most ``n_ctx``; None is ``n_ctx``.
+            temperature: divides the logits; 0 takes the likeliest token and needs no generator.
+            top_k: draw from the k likeliest tokens only; 0 is off.
+            top_p: draw from the likeliest tokens that hold this much probability; 0 is off.
+            chunk_size: positions of the prompt fed at once; None feeds it in one go. Only memory and speed change.
+            generators: one an item, so that an item's draws depend on its own generator alone; None seeds them
+                0, 1, 2, …
+            dtype: of the transformer and its caches.
+            fast: with prepacked weights; False is the plain path.
+            on_token: called with the number of valid positions after the prompt and after each step.
+            preds: [N, sample_tokens, bins] float32, filled with the logits before temperature and filters.
+
+        Returns:
+            [N, sample_tokens] int64.
+
+        Raises:
+            UserError: a request that cannot be met: shapes, ranges, settings.
+        """
+        total = self.n_ctx if sample_tokens is None else sample_tokens
+        out = torch.zeros(n_samples, max(total, 0), dtype=torch.int64, device=self.positions.device)
+        for done in self.sample_steps(
+            n_samples,
+            prompt=prompt,
+            x_cond=x_cond,
+            y_cond=y_cond,
+            encoder_kv=encoder_kv,
+            sample_tokens=sample_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            chunk_size=chunk_size,
+            generators=generators,
+            dtype=dtype,
+            fast=fast,
+            out=out,
+            preds=preds,
+        ):
+            if on_token is not None:
+                on_token(done)
+        return out
+
+    def _check_request(
+        self,
+        n_samples: int,
+        prompt: Tensor | None,
+        total: int,
+        chunk_size: int | None,
+        out: Tensor | None,
+        preds: Tensor | None,
+    ) -> int:
+        """The prompt's length, after all that can be wrong with a request has been looked at."""
+        if n_samples < 1:
+            raise UserError(f"n_samples is {n_samples}: at least 1 item must be sampled")
+        if not 0 < total <= self.n_ctx:
+            raise UserError(f"sample_tokens is {total}: it must be between 1 and n_ctx = {self.n_ctx}")
+        if chunk_size is not None and chunk_size < 1:
+            raise UserError(f"chunk_size is {chunk_size}: at least 1 position must be fed at once")
+        for name, given, shape in (("out", out, [n_samples, total]), ("preds", preds, [n_samples, total, self.bins])):
+            if given is not None and list(given.shape) != shape:
+                raise UserError(f"{name} has shape {list(given.shape)} instead of {shape}")
+        if prompt is None:
+            return 0
+        if prompt.ndim != 2 or len(prompt) != n_samples:
+            raise UserError(
+                f"a prompt of shape {list(prompt.shape)} for {n_samples} samples: it must be [{n_samples}, p]"
+            )
+        if prompt.shape[1] > total:
+            raise UserError(f"the prompt has {prompt.shape[1]} tokens, more than the {total} to be sampled")
+        if prompt.numel():
+            lowest, highest = int(prompt.min()), int(prompt.max())
+            if lowest < 0 or highest >= self.bins:
+                raise UserError(
+                    f"the prompt holds codes from {lowest} to {highest}: this model knows 0 to {self.bins - 1}"
+                )
+        return prompt.shape[1]
+
+
+class _Head:
+    """The output layer as decoding uses it: hidden states [N, m, W] → logits [N, m, bins] float32."""
+
+    def __init__(self, model: AutoregressiveModel, dtype: torch.dtype, fast: bool) -> None:
+        self.dtype = _head_dtype(dtype)
+        self.weight = model.output_weight.detach().to(self.dtype)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.to(self.dtype), self.weight).float()

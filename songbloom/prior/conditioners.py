@@ -1,0 +1,139 @@
+"""What a prior is conditioned on besides its own past: the codes of the level above, and positions in a song.
+
+Source: Dhariwal et al. 2020, *Jukebox: A Generative Model for Music*, section 4 (upsampling priors' conditioner stacks,
+timing signals).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from songbloom.errors import UserError
+from songbloom.vqvae.blocks import UpsamplingBlock
+
+
+class UpsamplingConditioner(nn.Module):
+    """Codes of the level above at this level's rate: ``[N, T]`` → ``[N, T * stride_t ** down_t, W]``.
+
+    Args:
+        bins: size of the codebook above.
+        width: W, the prior's width.
+        down_t: stages between the two levels, at least 1.
+        stride_t: stride of each stage, at least 2.
+        cond_width: channels inside.
+        cond_depth: residual blocks a stage.
+        init_scale: factor of the embedding's initial standard deviation 0.02.
+
+    The other arguments are those of :class:`songbloom.vqvae.blocks.ResidualStack`.
+
+    Raises:
+        UserError: ``down_t`` or ``stride_t`` doesn't upsample.
+    """
+
+    def __init__(
+        self,
+        bins: int,
+        width: int,
+        *,
+        down_t: int,
+        stride_t: int,
+        cond_width: int,
+        cond_depth: int,
+        m_conv: float = 1.0,
+        dilation_growth_rate: int = 1,
+        dilation_cycle: int | None = None,
+        zero_out: bool = False,
+        res_scale: bool = False,
+        checkpoint: bool = False,
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(bins, width)
+        nn.init.normal_(self.embedding.weight, std=0.02 * init_scale)
+        self.upsample = UpsamplingBlock(
+            width,
+            width,
+            down_t=down_t,
+            stride_t=stride_t,
+            width=cond_width,
+            depth=cond_depth,
+            m_conv=m_conv,
+            dilation_growth_rate=dilation_growth_rate,
+            dilation_cycle=dilation_cycle,
+            zero_out=zero_out,
+            res_scale=res_scale,
+            checkpoint=checkpoint,
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``codes`` [N, T] int64 → [N, T * factor, W] float32; ``condition`` [N, T, W] is added to their embedding."""
+        x = self.embedding(codes)
+        if condition is not None:
+            x = x + condition
+        return self.norm(self.upsample(x.transpose(1, 2)).transpose(1, 2).float())
+
+
+class RangeEmbedding(nn.Module):
+    """Embeds numbers of a range ``[low, high)`` by the bin that they fall into.
+
+    With ``n_time`` 1 it embeds one number an item; otherwise ``n_time`` numbers that lead evenly from ``start`` up to
+    ``end`` (exclusive), so that each position of a window learns where in the song it is.
+
+    Args:
+        n_time: numbers an item.
+        bins: rows of the table.
+        low, high: the range; all bins are of equal size.
+        width: W, of the embedding.
+        init_scale: factor of the table's initial standard deviation 0.01.
+        clamp: bring ``end`` into the range first, instead of refusing it.
+    """
+
+    def __init__(
+        self,
+        n_time: int,
+        bins: int,
+        low: float,
+        high: float,
+        width: int,
+        *,
+        init_scale: float = 1.0,
+        clamp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_time, self.bins, self.low, self.high, self.clamp = n_time, bins, low, high, clamp
+        self.embedding = nn.Embedding(bins, width)
+        nn.init.normal_(self.embedding.weight, std=0.01 * init_scale)
+
+    def bin_index(self, start: Tensor, end: Tensor | None = None) -> Tensor:
+        """``start`` and ``end`` [N, 1] → [N, n_time] int64. All arithmetic is float32, as in published models.
+
+        Raises:
+            UserError: ``start`` lies outside ``[low, high)`` or ``end`` outside ``[low, high]``.
+        """
+        start = start.float()
+        self._check("start", start, start < self.high)
+        position = start
+        if self.n_time != 1:
+            if end is None:
+                raise UserError(f"a range embedding over {self.n_time} positions needs an end as well as a start")
+            end = end.float()
+            if self.clamp:
+                end = end.clamp(self.low, self.high)
+            self._check("end", end, end <= self.high)
+            share = torch.arange(self.n_time, dtype=torch.float32, device=start.device) / self.n_time
+            position = start + (end - start) * share
+        normalised = (position - self.low) / (self.high - self.low)
+        return (self.bins * normalised).floor().long()
+
+    def _check(self, name: str, value: Tensor, below: Tensor) -> None:
+        if not bool(((value >= self.low) & below).all()):
+            worst = value[~((value >= self.low) & below)].flatten()[0].item()
+            raise UserError(
+                f"{name} {worst:g} lies outside the range {self.low:g} to {self.high:g} that this model was built for"
+            )
+
+    def forward(self, start: Tensor, end: Tensor | None = None) -> Tensor:
+        """``start`` and ``end`` [N, 1] → [N, n_time, W]; raises as :meth:`bin_index`."""
+        return self.embedding(self.bin_index(start, end))
