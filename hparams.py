@@ -1,0 +1,794 @@
+"""Every knob with its meaning, and every named set of values.
+
+To add a set of your own, register it at the end of this file and name it on the command line:
+
+    HPARAMS_REGISTRY["my_vqvae"] = Hyperparams(sr=32000, levels=2, downs_t=(4, 3), strides_t=(2, 2), width=48)
+    $ python train.py --hps=my_vqvae,easy --name=first_try …        (a later set wins over an earlier one)
+
+Every key of a set must be a knob below. To add a knob, write it into one of the groups under "ours". The groups from
+``rcall`` to ``distributed`` hold the names and defaults of the Jukebox release (Dhariwal et al. 2020,
+arXiv:2005.00341), so commands written for it run here; a knob marked ``ignored`` is accepted, does nothing, and says so
+when it is set. The file is long because it is the one place where every value stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from songbloom.errors import UserError
+from songbloom.hyperparams import COMMAND_LINE, Group, Hyperparams, Knob, Knobs, group
+
+_LAUNCHER = "it described the job launcher of the Jukebox authors"
+_DEBUG = "it was a debugging switch of the Jukebox authors"
+_UNUSED = "the Jukebox release has the key and never reads it"
+
+# --- Jukebox's groups -----------------------------------------------------------------------------------------------
+
+RCALL = group(
+    "rcall",
+    "Job launcher",
+    rcall_command=Knob("<unknown_rcall_command>", "Command with which a job was launched", ignored=_LAUNCHER),
+    git_commit=Knob("<unknown_git_commit>", "Commit from which a job was launched", ignored=_LAUNCHER),
+)
+
+SCRIPT = group(
+    "script",
+    "The run: its name, what it does, where its logs go",
+    name=Knob("", "Name of the run; checkpoints and logs go to {local_logdir}/{name}"),
+    debug_mem=Knob(False, "Print memory use", ignored=_DEBUG),
+    debug_eval_files=Knob(False, "Evaluate on debugging files", ignored=_DEBUG),
+    debug_speed=Knob(False, "Time the steps", ignored=_DEBUG),
+    debug_iters=Knob(100, "Steps of a debugging run", ignored=_DEBUG),
+    debug_batch=Knob(False, "Repeat one batch", ignored=_DEBUG),
+    debug_grad_accum=Knob(False, "Check gradient accumulation", ignored=_DEBUG),
+    debug_inputs=Knob(False, "Look at inputs", ignored=_DEBUG),
+    local_path=Knob("", "Folder for local copies", ignored=_UNUSED),
+    local_logdir=Knob("logs", "Folder that holds a folder for each run"),
+    max_len=Knob(24, "Longest audio clip that is logged, in seconds", kind="int|float", minimum=0),
+    max_log=Knob(32, "Most audio clips logged under one tag", minimum=0),
+    save=Knob(True, "Write checkpoints"),
+    save_iters=Knob(
+        20000, "Steps from one kept checkpoint, with inputs and reconstructions logged, to the next", minimum=1
+    ),
+    seed=Knob(0, "Seed of everything random in training: weights, order of chunks, shifts, codebook restarts"),
+    prior=Knob(False, "Train the prior of --level on codes of the codec --restore_vqvae, not a codec"),
+    log_steps=Knob(100, "Steps from one logging of scalars to the next", minimum=1),
+    func=Knob("", "Function to run", ignored=_UNUSED),
+)
+
+DATA = group(
+    "data",
+    "Songs, and how chunks are cut from them",
+    audio_files_dir=Knob("", "Folder searched, with its subfolders, for audio files (or give --data_jsonl)"),
+    finetune=Knob("", "Model to start from", ignored=_UNUSED + "; use --restore_vqvae or --restore_prior"),
+    english_only=Knob(False, "Use English songs only", ignored=_UNUSED),
+    bs=Knob(1, "Batch size of each rank in training, in chunks", minimum=1),
+    bs_sample=Knob(1, "Items sampled by each rank when samples are drawn during training", minimum=1),
+    nworkers=Knob(1, "Worker processes that load data, for each rank; 0 loads in the training process", minimum=0),
+    aug_shift=Knob(False, "Shift each chunk by a random part of its length"),
+    aug_blend=Knob(False, "Mix stereo to mono with a random balance, not equal parts"),
+    train_test_split=Knob(0.9, "Share of the songs that is trained on; the others are the test set", minimum=0),
+    train_shrink_factor=Knob(1.0, "Share of the training set that is used", ignored=_UNUSED),
+    test_shrink_factor=Knob(1.0, "Share of the test set that is used", ignored=_UNUSED),
+    p_unk=Knob(0.1, "Probability of hiding a label", ignored=_UNUSED),
+    min_duration=Knob(
+        None, "Shortest usable song, in seconds; None: one chunk. Lower end of timing labels", kind="float"
+    ),
+    max_duration=Knob(
+        None, "Longest usable song (exclusive), in seconds; None: no limit. Upper end of timing labels", kind="float"
+    ),
+    n_tokens=Knob(0, "Lyric characters shown to the prior with each chunk; 0: no lyrics", minimum=0),
+    n_vocab=Knob(0, "Size of the lyric vocabulary", minimum=0),
+    use_tokens=Knob(False, "Condition on lyrics"),
+    curr_epoch=Knob(-1, "Epoch to begin with; -1: the first, or where the checkpoint stopped", minimum=-1),
+)
+
+VQVAE = group(
+    "vqvae",
+    "The codec (hierarchical VQ-VAE): levels, codebooks, losses",
+    restore_vqvae=Knob("", "Codec checkpoint: a file, or an address under https://openaipublic.azureedge.net/"),
+    levels=Knob(2, "Levels of codes; level 0 is the finest", minimum=1),
+    downs_t=Knob((1, 1), "Strided convolutions on each level, relative to the level below", minimum=1),
+    strides_t=Knob((2, 2), "Stride of each of them; a level shortens time by stride ** downs", minimum=2),
+    hvqvae_multipliers=Knob(None, "Factor on width and depth for each level; None: all 1", kind="ints", minimum=1),
+    revival_threshold=Knob(
+        1.0, "Average use below which a code restarts, when training goes on from a checkpoint", minimum=0
+    ),
+    emb_width=Knob(64, "Width of a code vector", minimum=1),
+    l_bins=Knob(512, "Codes in each codebook", minimum=1),
+    l_mu=Knob(0.99, "Decay of the codebook's moving averages", minimum=0),
+    commit=Knob(1.0, "Weight of the commitment loss", minimum=0),
+    spectral=Knob(0.0, "Weight of the spectral loss (one STFT size)", minimum=0),
+    multispectral=Knob(1.0, "Weight of the multi-scale spectral loss", minimum=0),
+    loss_fn=Knob("l2", "Loss between audio and reconstruction", choices=("l1", "l2", "linf", "lmix")),
+    linf_k=Knob(2048, "Samples of each chunk, those with the largest errors, that the linf loss averages", minimum=1),
+    lmix_l1=Knob(0.0, "Weight of l1 in the lmix loss", minimum=0),
+    lmix_l2=Knob(0.0, "Weight of l2 in the lmix loss", minimum=0),
+    lmix_linf=Knob(0.0, "Weight of linf in the lmix loss", minimum=0),
+    use_bottleneck=Knob(True, "Quantise; without, the codec is a plain autoencoder"),
+)
+
+VQVAE_CONV_BLOCK = group(
+    "vqvae_conv_block",
+    "Residual convolution stacks of the codec",
+    depth=Knob(3, "Residual blocks after each strided convolution", minimum=1),
+    width=Knob(128, "Channels of the residual stacks", minimum=1),
+    m_conv=Knob(1.0, "Channels inside a residual block, relative to width", minimum=0),
+    dilation_growth_rate=Knob(1, "Dilation of block i is this ** i", minimum=1),
+    dilation_cycle=Knob(None, "Blocks after which dilation begins again at 1; None: never", kind="int", minimum=1),
+    vqvae_reverse_decoder_dilation=Knob(True, "In the decoder the largest dilation comes first"),
+)
+
+PRIOR = group(
+    "prior",
+    "The prior: which level it models, what it is conditioned on",
+    restore_prior=Knob("", "Prior checkpoint to start from: a file, or an address as for --restore_vqvae"),
+    restore_prior_ddp=Knob(False, "The checkpoint was saved from a wrapped model", ignored="both forms are recognised"),
+    max_bow_genre_size=Knob(None, "Genre words of a song that are used", kind="int", minimum=1),
+    y_bins=Knob(0, "Sizes of the label tables: (genres, artists); 0: no tables", kind="int|ints"),
+    level=Knob(0, "Level that this prior models; 0 is the finest", minimum=0),
+    cond_levels=Knob(
+        None, "Levels conditioned on", kind="int|ints", ignored=_UNUSED + "; it is always the level above"
+    ),
+    t_bins=Knob(64, "Bins of each timing label (total length, position, relative position)", minimum=1),
+    y_cond_as_bias=Knob(False, "Add labels as a bias", ignored=_UNUSED),
+    copy_input=Knob(False, "Show the first music codes in place of lyrics (to test the lyric path)"),
+    merged_decoder=Knob(False, "Output weights of their own, and no conditioning added after the transformer"),
+    single_enc_dec=Knob(False, "Lyrics and music in one sequence for one transformer, not an encoder for lyrics"),
+    alignment_layer=Knob(None, "Layer whose attention shows where lyrics are sung", kind="int", minimum=0),
+    alignment_head=Knob(None, "Head of that layer", kind="int", minimum=0),
+)
+
+PRIOR_ATTN_BLOCK = group(
+    "prior_attn_block",
+    "The prior's transformer",
+    n_ctx=Knob(1024, "Context, in codes of its level", minimum=1),
+    prior_depth=Knob(3, "Layers", minimum=1),
+    prior_width=Knob(128, "Width of the residual stream", minimum=1),
+    heads=Knob(1, "Attention heads", minimum=1),
+    attn_order=Knob(
+        0, "Which attention function each layer has: one of thirteen orders, 0: dense", choices=tuple(range(13))
+    ),
+    blocks=Knob(
+        None,
+        "Blocks into which sparse attention divides the context; needed unless attn_order is 0",
+        kind="int",
+        minimum=1,
+    ),
+    spread=Knob(None, "Positions of each block that summary attention (orders 3 to 5) sees", kind="int", minimum=1),
+    attn_dropout=Knob(0.0, "Dropout on attention weights", minimum=0),
+    resid_dropout=Knob(0.0, "Dropout on what attention and MLP add", minimum=0),
+    emb_dropout=Knob(0.0, "Dropout on embeddings", minimum=0),
+    zero_out=Knob(False, "Begin with zero output projections, so that each layer begins as the identity"),
+    res_scale=Knob(False, "Scale what each layer adds by 1 / depth"),
+    pos_init=Knob(
+        False, "Begin with sinusoidal position embeddings", ignored="the Jukebox release has no working form of it"
+    ),
+    init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
+    m_attn=Knob(0.25, "Width of queries, keys and values, relative to prior_width", minimum=0),
+    m_mlp=Knob(1.0, "Width inside the MLP, relative to prior_width", minimum=0),
+    c_res=Knob(0, "1: recompute each layer in the backward pass, to save memory", choices=(0, 1)),
+    c_attn=Knob(0, "1 to 3: recompute a growing part of attention in the backward pass", choices=(0, 1, 2, 3)),
+    c_mlp=Knob(0, "1: recompute the MLP in the backward pass", choices=(0, 1)),
+)
+
+COND_CONV_BLOCK = group(
+    "cond_conv_block",
+    "The convolutional conditioner of an upsampler, which reads the codes of the level above",
+    cond_depth=Knob(3, "Residual blocks before each strided convolution", minimum=1),
+    cond_width=Knob(128, "Channels of the residual stacks", minimum=1),
+    cond_m_conv=Knob(1.0, "Channels inside a residual block, relative to cond_width", minimum=0),
+    cond_zero_out=Knob(False, "Begin with residual blocks that add nothing"),
+    cond_res_scale=Knob(False, "Scale what each residual block adds by 1 / sqrt(cond_depth)"),
+    cond_dilation_growth_rate=Knob(1, "Dilation of block i is this ** i", minimum=1),
+    cond_dilation_cycle=Knob(None, "Blocks after which dilation begins again at 1; None: never", kind="int", minimum=1),
+    cond_c_res=Knob(0, "1: recompute each block in the backward pass, to save memory", choices=(0, 1)),
+)
+
+SAMPLE = group(
+    "sample",
+    "Lengths for sampling",
+    primed_chunk_size=Knob(
+        None, "Codes of a prompt read at once", kind="int", ignored=_UNUSED + "; see sample.py --help"
+    ),
+    selected_artists=Knob("", "Artists to sample", ignored=_UNUSED),
+    temp_top=Knob(1.0, "Temperature of the top level", ignored=_UNUSED + "; see sample.py --help"),
+    temp_rest=Knob(0.99, "Temperature of the other levels", ignored=_UNUSED + "; see sample.py --help"),
+    sample_length_in_seconds=Knob(
+        24, "Length from which sample_length is derived when that is 0, in seconds", kind="int|float", minimum=0
+    ),
+    total_sample_length_in_seconds=Knob(
+        240, "Length of the whole song that a sample is told to be part of, in seconds", kind="int|float", minimum=0
+    ),
+)
+
+PRIME = group(
+    "prime",
+    "Lyrics in the prior's loss",
+    prime_loss_fraction=Knob(0.1, "Weight of the loss on lyric characters", minimum=0),
+    restore_decoder=Knob(
+        "", "Checkpoint of a prior without lyrics to start from", ignored=_UNUSED + "; use --restore_prior"
+    ),
+)
+
+PRIME_ATTN_BLOCK = group(
+    "prime_attn_block",
+    "The transformer that reads lyrics, where it is separate; see the prior's keys of the same names",
+    prime_depth=Knob(3, "Layers", minimum=1),
+    prime_width=Knob(128, "Width of the residual stream", minimum=1),
+    prime_heads=Knob(1, "Attention heads", minimum=1),
+    prime_attn_order=Knob(0, "Which attention function each layer has", choices=tuple(range(13))),
+    prime_blocks=Knob(None, "Blocks into which sparse attention divides the lyrics", kind="int", minimum=1),
+    prime_spread=Knob(None, "Positions of each block that summary attention sees", kind="int", minimum=1),
+    prime_attn_dropout=Knob(0.0, "Dropout on attention weights", minimum=0),
+    prime_resid_dropout=Knob(0.0, "Dropout on what attention and MLP add", minimum=0),
+    prime_emb_dropout=Knob(0.0, "Dropout on embeddings", minimum=0),
+    prime_zero_out=Knob(False, "Begin with zero output projections"),
+    prime_res_scale=Knob(False, "Scale what each layer adds by 1 / depth"),
+    prime_pos_init=Knob(
+        False, "Begin with sinusoidal position embeddings", ignored="the Jukebox release has no working form of it"
+    ),
+    prime_init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
+    prime_m_attn=Knob(0.25, "Width of queries, keys and values, relative to prime_width", minimum=0),
+    prime_m_mlp=Knob(1.0, "Width inside the MLP, relative to prime_width", minimum=0),
+    prime_c_res=Knob(0, "1: recompute each layer in the backward pass", choices=(0, 1)),
+    prime_c_attn=Knob(0, "1 to 3: recompute a growing part of attention in the backward pass", choices=(0, 1, 2, 3)),
+    prime_c_mlp=Knob(0, "1: recompute the MLP in the backward pass", choices=(0, 1)),
+    prime_rel_attn=Knob(False, "Relative attention", ignored=_UNUSED),
+    prime_posemb_timescale=Knob(10000, "Longest wavelength of position embeddings", ignored=_UNUSED),
+)
+
+OPT = group(
+    "opt",
+    "Optimiser (Adam) and learning-rate schedule",
+    epochs=Knob(10000, "Passes over the training set", minimum=0),
+    lr=Knob(0.0003, "Peak learning rate", minimum=0),
+    clip=Knob(1.0, "Gradients are scaled down to this norm", minimum=0),
+    beta1=Knob(0.9, "Decay of Adam's first moment", minimum=0),
+    beta2=Knob(0.999, "Decay of Adam's second moment", minimum=0),
+    ignore_grad_norm=Knob(
+        0, "Steps whose gradient norm is above this are skipped; 0: none", kind="int|float", minimum=0
+    ),
+    weight_decay=Knob(0.0, "Decoupled weight decay", minimum=0),
+    eps=Knob(1e-08, "Added to the root of Adam's second moment, before bias correction", minimum=0),
+    lr_warmup=Knob(100.0, "Steps of linear warm-up from zero", minimum=0),
+    lr_decay=Knob(10000000000.0, "Steps: of one decay by lr_gamma, or of the whole linear or cosine decay", minimum=1),
+    lr_gamma=Knob(1.0, "Factor on the learning rate after each lr_decay steps", minimum=0),
+    lr_scale=Knob(1.0, "Factor on the whole schedule", minimum=0),
+    lr_use_linear_decay=Knob(False, "Decay linearly to zero over lr_decay steps; training ends there"),
+    lr_start_linear_decay=Knob(0, "Step at which linear or cosine decay begins", minimum=0),
+    lr_use_cosine_decay=Knob(False, "Decay along a half cosine to zero over lr_decay steps; training ends there"),
+)
+
+FP16 = group(
+    "fp16",
+    "Half precision; see also --precision",
+    fp16=Knob(False, "Train in fp16 (on a CPU bf16 takes its place)"),
+    fp16_params=Knob(False, "Keep the matrices of the transformer in fp16"),
+    fp16_loss_scale=Knob(None, "Fixed loss scale; None: adapted as training goes", kind="float", minimum=0),
+    fp16_scale_window=Knob(1000.0, "Good steps in which the adapted loss scale doubles", minimum=1),
+    fp16_opt=Knob(False, "Keep Adam's moments of fp16 parameters in scaled fp16"),
+)
+
+TRAIN_TEST_EVAL = group(
+    "train_test_eval",
+    "What a run does; averages of weights; resets",
+    labels=Knob(True, "Condition on artist, genre and timing"),
+    labels_v3=Knob(False, "Version 3 of the label tables and characters (one genre a song)"),
+    dump=Knob(False, "Write arrays to disk", ignored=_UNUSED),
+    ema=Knob(True, "Keep a moving average of the weights, for tests, samples and release"),
+    ema_fused=Knob(True, "Average in flat buffers; accepted, and the numbers are the same either way"),
+    cpu_ema=Knob(False, "Keep the average in main memory"),
+    cpu_ema_freq=Knob(100, "Steps from one update of the average in main memory to the next", minimum=1),
+    reset_best_loss=Knob(False, "Forget the best loss", ignored=_UNUSED + "; no best loss is kept"),
+    reset_step=Knob(False, "Count steps from zero after restoring"),
+    reset_opt=Knob(False, "Begin with a fresh optimiser after restoring"),
+    reset_shd=Knob(False, "Begin with a fresh schedule after restoring", ignored=_UNUSED + "; use --reset_step"),
+    train=Knob(False, "Train"),
+    test=Knob(False, "Evaluate on the test set, after each epoch of training or alone"),
+    sample=Knob(False, "Sample", ignored=_UNUSED + "; use sample.py"),
+    sampler=Knob("ancestral", "Way of sampling", ignored=_UNUSED + "; use sample.py --mode"),
+    codes_logdir=Knob("", "Folder of codes", ignored=_UNUSED + "; use sample.py --codes_file"),
+    date=Knob(None, "Date of a run", kind="str|int", ignored=_UNUSED),
+    labeller=Knob("top_genres", "Way of labelling", ignored=_UNUSED),
+    label_line=Knob(0, "Line of a label file", ignored=_UNUSED),
+    iters_before_update=Knob(1, "Batches whose gradients are added up for each optimiser step", minimum=1),
+    grad_accum_iters=Knob(0, "Batches for each optimiser step", ignored=_UNUSED + "; use --iters_before_update"),
+    mu=Knob(None, "Decay of the averaged weights; None: 1 - (global batch / 8) / 1000", kind="float", minimum=0),
+    piped=Knob(False, "Pipeline parallelism", ignored=_UNUSED),
+    pipe_depth=Knob(8, "Stages of the pipeline", ignored=_UNUSED),
+    break_train=Knob(
+        10000000000.0, "Batches after which an epoch of training is cut short", ignored=_UNUSED + "; use --train_steps"
+    ),
+    break_test=Knob(10000000000.0, "Batches after which a test is cut short", ignored=_UNUSED),
+    exit_train=Knob(10000000000.0, "Batches after which training ends", ignored=_UNUSED + "; use --train_steps"),
+)
+
+AUDIO = group(
+    "audio",
+    "Audio: rate, chunks, and the sizes of spectral losses",
+    n_fft=Knob(1024, "FFT size", ignored=_UNUSED + "; the spectral loss has 2048"),
+    hop_length=Knob(256, "Hop of an STFT, in samples", ignored=_UNUSED + "; the spectral loss has 256"),
+    window_size=Knob(1024, "Window of an STFT, in samples", ignored=_UNUSED + "; the spectral loss has 1536"),
+    sr=Knob(44100, "Sample rate of the model, in Hz; files are resampled to it", minimum=1),
+    channels=Knob(2, "Channels read from files, before mixing to mono", minimum=1),
+    wav=Knob("", "A wav file", ignored=_UNUSED),
+    n_inps=Knob(1, "Inputs", ignored=_UNUSED),
+    n_hops=Knob(2, "Hops", ignored=_UNUSED),
+    n_segment=Knob(1, "Segments", ignored=_UNUSED),
+    n_total_segment=Knob(1, "Segments in all", ignored=_UNUSED),
+    n_segment_each=Knob(1, "Segments of each", ignored=_UNUSED),
+    prime_chunks=Knob(4, "Chunks of a prompt", ignored=_UNUSED),
+    sample_length=Knob(0, "Length of a chunk, in samples; 0: derived from sample_length_in_seconds", minimum=0),
+    sample_hop_length=Knob(30000, "Hop of chunks, in samples", ignored=_UNUSED),
+    max_silence_pad_length=Knob(0, "Silence added to a song, in samples", ignored=_UNUSED),
+    ignore_boundaries=Knob(False, "Let a chunk reach over the end of a song", ignored=_UNUSED),
+    use_nonrelative_specloss=Knob(
+        True, "Spectral loss as a plain distance over the bandwidth, not relative to the target"
+    ),
+    multispec_loss_n_fft=Knob((2048, 1024, 512), "FFT sizes of the multi-scale spectral loss", minimum=1),
+    multispec_loss_hop_length=Knob((240, 120, 50), "Their hops, in samples", minimum=1),
+    multispec_loss_window_size=Knob((1200, 600, 240), "Their windows, in samples", minimum=1),
+)
+
+DISTRIBUTED = group(
+    "distributed",
+    "Training on several ranks",
+    bucket=Knob(
+        128, "Size of the buckets in which gradients are averaged over ranks, in MiB", kind="int|float", minimum=1
+    ),
+)
+
+JUKEBOX_GROUPS: tuple[Group, ...] = (
+    *(RCALL, SCRIPT, DATA, VQVAE, VQVAE_CONV_BLOCK, PRIOR, PRIOR_ATTN_BLOCK, COND_CONV_BLOCK, SAMPLE, PRIME),
+    *(PRIME_ATTN_BLOCK, OPT, FP16, TRAIN_TEST_EVAL, AUDIO, DISTRIBUTED),
+)
+
+# --- ours: knobs that Jukebox does not have -------------------------------------------------------------------------
+
+TASK = group(
+    "task",
+    "Ours: what is trained, and for how long",
+    vq=Knob(False, "Train the codec (what happens anyway without --prior)"),
+    lora=Knob(False, "Train low-rank adapters only (not available yet)"),
+    train_steps=Knob(0, "Stop, with a checkpoint, at this optimiser step; 0: no limit", minimum=0),
+    budget_minutes=Knob(
+        0.0, "Stop, with a checkpoint, after so many minutes of training in this process; 0: no limit", minimum=0
+    ),
+    sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
+    checkpoint_minutes=Knob(
+        0.0, "Also write checkpoint_latest whenever so many minutes have passed; 0: never", minimum=0
+    ),
+    keep_checkpoints=Knob(0, "Numbered checkpoints kept, the newest; 0: all", minimum=0),
+)
+
+SOURCES = group(
+    "sources",
+    "Ours: where songs come from",
+    data_jsonl=Knob("", "File with one JSON object a line: audio_path, and optionally artist, genre, lyrics, idx"),
+)
+
+MACHINE = group(
+    "machine",
+    "Ours: how the machine is used",
+    device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
+    precision=Knob(
+        "",
+        "Arithmetic; empty: fp32, or with --fp16 fp16 on CUDA and bf16 on a CPU",
+        choices=("", "fp32", "bf16", "fp16"),
+    ),
+    torch_compile=Knob(False, "Compile the model with torch.compile"),
+    use_apex=Knob(False, "Use the fused Adam of NVIDIA apex, if it is installed"),
+    port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
+)
+
+OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, MACHINE)
+
+KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
+DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
+
+# What train.py is told about itself; no part of a configuration.
+TRAIN_COMMAND = group(
+    "command",
+    "The command itself",
+    hps=Knob("teeny", "Named sets of hyperparameters, comma separated; a later one wins"),
+    print_hps=Knob(False, "Print the merged hyperparameters and where each value came from, and stop"),
+    help=Knob(False, "Print this, and stop"),
+)
+
+# --- named sets: the Jukebox release --------------------------------------------------------------------------------
+
+HPARAMS_REGISTRY: dict[str, Hyperparams] = {}
+
+# Parts of other sets, not selectable by name. y_bins is (genres, artists).
+labels = Hyperparams(y_bins=(120, 4111), t_bins=128, max_bow_genre_size=5, n_vocab=80)
+labels_v3 = Hyperparams(y_bins=(604, 7898), t_bins=64, max_bow_genre_size=1, n_vocab=79)
+
+_PUBLISHED = "https://openaipublic.azureedge.net/jukebox/models"
+
+HPARAMS_REGISTRY["teeny"] = Hyperparams()
+HPARAMS_REGISTRY["easy"] = Hyperparams(sr=22050)
+
+# The published codec: 44.1 kHz, hops of 8, 32 and 128 samples (paper, section 3 and appendix B).
+HPARAMS_REGISTRY["vqvae"] = Hyperparams(
+    levels=3,
+    downs_t=(3, 2, 2),
+    strides_t=(2, 2, 2),
+    emb_width=64,
+    l_bins=2048,
+    l_mu=0.99,
+    commit=0.02,
+    spectral=0.0,
+    multispectral=1.0,
+    hvqvae_multipliers=(2, 1, 1),
+    loss_fn="lmix",
+    lmix_l2=1.0,
+    lmix_linf=0.02,
+    width=32,
+    depth=4,
+    m_conv=1.0,
+    dilation_growth_rate=3,
+    restore_vqvae=f"{_PUBLISHED}/5b/vqvae.pth.tar",
+)
+
+# What both published upsamplers share (about 1 billion parameters each).
+upsamplers = Hyperparams(
+    n_ctx=8192,
+    prior_width=1920,
+    prior_depth=72,
+    heads=1,
+    attn_order=2,
+    blocks=128,
+    init_scale=0.4,
+    c_res=1,
+    cond_width=1024,
+    cond_depth=16,
+    cond_dilation_growth_rate=3,
+    cond_dilation_cycle=8,
+    cond_c_res=1,
+    use_tokens=False,
+    prime_loss_fraction=0.0,
+    fp16_params=False,
+    **labels,
+)
+HPARAMS_REGISTRY["upsampler_level_0"] = Hyperparams(
+    level=0, restore_prior=f"{_PUBLISHED}/5b/prior_level_0.pth.tar", **upsamplers
+)
+HPARAMS_REGISTRY["upsampler_level_1"] = Hyperparams(
+    level=1, cond_res_scale=True, restore_prior=f"{_PUBLISHED}/5b/prior_level_1.pth.tar", **upsamplers
+)
+
+# The published top-level priors: 5 billion parameters without and with lyrics, and 1 billion with lyrics.
+HPARAMS_REGISTRY["prior_5b"] = Hyperparams(
+    level=2,
+    n_ctx=8192,
+    prior_width=4800,
+    prior_depth=72,
+    heads=8,
+    attn_order=2,
+    blocks=128,
+    init_scale=0.1,
+    c_res=1,
+    beta2=0.925,
+    min_duration=60.0,
+    max_duration=600.0,
+    use_tokens=False,
+    n_tokens=0,
+    prime_loss_fraction=0.0,
+    merged_decoder=True,
+    restore_prior=f"{_PUBLISHED}/5b/prior_level_2.pth.tar",
+    fp16_params=True,
+    **labels,
+)
+HPARAMS_REGISTRY["prior_5b_lyrics"] = Hyperparams(
+    level=2,
+    n_ctx=8192,
+    prior_width=4800,
+    prior_depth=79,
+    heads=8,
+    attn_order=10,
+    blocks=128,
+    init_scale=0.1,
+    c_res=1,
+    prime_width=1280,
+    prime_depth=18,
+    prime_heads=4,
+    prime_attn_order=2,
+    prime_blocks=32,
+    prime_init_scale=0.7,
+    prime_c_res=1,
+    min_duration=23.8,
+    max_duration=600.0,
+    use_tokens=True,
+    n_tokens=512,
+    prime_loss_fraction=0.4,
+    merged_decoder=True,
+    restore_prior=f"{_PUBLISHED}/5b_lyrics/prior_level_2.pth.tar",
+    fp16_params=True,
+    alignment_layer=68,
+    alignment_head=2,
+    **labels,
+)
+HPARAMS_REGISTRY["prior_1b_lyrics"] = Hyperparams(
+    level=2,
+    n_ctx=6144,
+    prior_width=2048,
+    prior_depth=72,
+    heads=2,
+    attn_order=12,
+    blocks=64,
+    init_scale=0.2,
+    c_res=1,
+    labels_v3=True,
+    min_duration=17.84,
+    max_duration=600.0,
+    use_tokens=True,
+    n_tokens=384,
+    prime_loss_fraction=0.4,
+    single_enc_dec=True,
+    restore_prior=f"{_PUBLISHED}/1b_lyrics/prior_level_2.pth.tar",
+    fp16_params=False,
+    alignment_layer=63,
+    alignment_head=0,
+    **labels_v3,
+)
+
+# Small models to train from scratch on one machine. The priors set no level: give --level and --levels.
+HPARAMS_REGISTRY["small_vqvae"] = Hyperparams(
+    sr=22050,
+    levels=2,
+    downs_t=(5, 3),
+    strides_t=(2, 2),
+    emb_width=64,
+    l_bins=1024,
+    l_mu=0.99,
+    commit=0.02,
+    spectral=0.0,
+    multispectral=1.0,
+    loss_fn="l2",
+    width=32,
+    depth=4,
+    m_conv=1.0,
+    dilation_growth_rate=3,
+)
+HPARAMS_REGISTRY["small_prior"] = Hyperparams(
+    n_ctx=8192, prior_width=1024, prior_depth=48, heads=1, c_res=1, attn_order=2, blocks=64, init_scale=0.7
+)
+HPARAMS_REGISTRY["small_labelled_prior"] = Hyperparams(
+    labels=True,
+    labels_v3=True,
+    y_bins=(10, 100),  # change to the numbers of genres and artists in your data
+    max_bow_genre_size=1,
+    min_duration=60.0,
+    max_duration=600.0,
+    t_bins=64,
+    **HPARAMS_REGISTRY["small_prior"],
+)
+_small_lyrics = Hyperparams(
+    n_ctx=6144,
+    prior_width=1024,
+    heads=2,
+    blocks=64,
+    init_scale=0.7,
+    c_res=1,
+    prime_loss_fraction=0.4,
+    labels=True,
+    labels_v3=True,
+    y_bins=(10, 100),
+    max_bow_genre_size=1,
+    min_duration=60.0,
+    max_duration=600.0,
+    t_bins=64,
+    use_tokens=True,
+    n_tokens=384,
+    n_vocab=79,
+)
+HPARAMS_REGISTRY["small_single_enc_dec_prior"] = Hyperparams(
+    prior_depth=48, attn_order=12, single_enc_dec=True, **_small_lyrics
+)
+HPARAMS_REGISTRY["small_sep_enc_dec_prior"] = Hyperparams(
+    prior_depth=50,
+    attn_order=8,
+    prime_width=256,
+    prime_depth=9,
+    prime_heads=2,
+    prime_attn_order=2,
+    prime_blocks=32,
+    prime_init_scale=0.7,
+    prime_c_res=1,
+    **_small_lyrics,
+)
+HPARAMS_REGISTRY["small_upsampler"] = Hyperparams(
+    cond_width=512,
+    cond_depth=16,
+    cond_dilation_growth_rate=3,
+    cond_dilation_cycle=8,
+    cond_c_res=1,
+    **HPARAMS_REGISTRY["small_prior"],
+)
+
+HPARAMS_REGISTRY["all_fp16"] = Hyperparams(fp16=True, fp16_params=True, fp16_opt=True, fp16_scale_window=250)
+HPARAMS_REGISTRY["cpu_ema"] = Hyperparams(ema=True, cpu_ema=True, cpu_ema_freq=100, ema_fused=False)
+
+# --- named sets: ours -----------------------------------------------------------------------------------------------
+
+# The demo's hierarchy, small enough to learn something of sung Japanese within minutes on two CPU cores: 16 kHz, hops
+# of 32 and 128 samples, so 500 and 125 codes a second. Each prior's context: 8.2 s at the top, 4.1 s below.
+HPARAMS_REGISTRY["demo_vqvae"] = Hyperparams(
+    sr=16000,
+    levels=2,
+    downs_t=(5, 2),
+    strides_t=(2, 2),
+    emb_width=64,
+    l_bins=512,
+    commit=0.02,
+    loss_fn="l2",
+    width=32,
+    depth=4,
+    dilation_growth_rate=3,
+    sample_length=32768,
+    bs=4,
+    labels=False,
+    aug_shift=True,
+    aug_blend=True,
+)
+_demo_transformer = Hyperparams(
+    labels=False,
+    heads=2,
+    attn_order=2,
+    init_scale=0.7,
+    aug_shift=True,
+    aug_blend=True,
+    bs=4,
+    restore_vqvae="logs/demo_vqvae/checkpoint_latest.pth.tar",
+)
+HPARAMS_REGISTRY["demo_prior"] = Hyperparams(
+    level=1, n_ctx=1024, blocks=32, prior_width=384, prior_depth=8, sample_length=1024 * 128, **_demo_transformer
+)
+HPARAMS_REGISTRY["demo_upsampler"] = Hyperparams(
+    level=0,
+    n_ctx=2048,
+    blocks=64,
+    prior_width=256,
+    prior_depth=6,
+    sample_length=2048 * 32,
+    cond_width=128,
+    cond_depth=8,
+    cond_dilation_growth_rate=3,
+    cond_dilation_cycle=4,
+    **_demo_transformer,
+)
+
+# As small as every part can be and still be there; a run takes seconds on a CPU. For tests of the real commands.
+HPARAMS_REGISTRY["tiny_vqvae"] = Hyperparams(
+    sr=8000,
+    levels=2,
+    downs_t=(3, 2),
+    strides_t=(2, 2),
+    emb_width=16,
+    l_bins=32,
+    commit=0.02,
+    width=8,
+    depth=2,
+    dilation_growth_rate=3,
+    sample_length=4096,
+    bs=2,
+    nworkers=0,
+    labels=False,
+)
+_tiny_transformer = Hyperparams(
+    labels=False,
+    prior_width=32,
+    prior_depth=3,
+    heads=2,
+    attn_order=2,
+    blocks=8,
+    bs=2,
+    nworkers=0,
+    restore_vqvae="logs/tiny_vqvae/checkpoint_latest.pth.tar",
+)
+HPARAMS_REGISTRY["tiny_prior"] = Hyperparams(level=1, n_ctx=128, sample_length=128 * 32, **_tiny_transformer)
+HPARAMS_REGISTRY["tiny_upsampler"] = Hyperparams(
+    level=0,
+    n_ctx=256,
+    sample_length=256 * 8,
+    cond_width=16,
+    cond_depth=2,
+    cond_dilation_growth_rate=3,
+    **_tiny_transformer,
+)
+
+# --- merging and the training command -------------------------------------------------------------------------------
+
+
+def setup_hparams(
+    names: str | Iterable[str], overrides: Mapping[str, Any] | None = None, source: str = COMMAND_LINE
+) -> Hyperparams:
+    """Defaults, then the named sets in order, then ``overrides``; a later value wins.
+
+    Args:
+        names: names in ``HPARAMS_REGISTRY``, comma separated or a sequence.
+        overrides: key → value, checked as the sets are.
+        source: what ``sources`` of the result says of the overrides.
+
+    Raises:
+        UserError: an unknown name or key (with the nearest match), or a value of the wrong type.
+    """
+    return KNOBS.merge(HPARAMS_REGISTRY, names, overrides, source)
+
+
+def check(hps: Mapping[str, Any]) -> None:
+    """Whether the values of a merged configuration fit each other, as far as one can tell without data.
+
+    Raises:
+        UserError: names the keys that do not fit and what to change.
+    """
+    levels = hps["levels"]
+    for key in ("downs_t", "strides_t", "hvqvae_multipliers"):
+        if hps[key] is not None and len(hps[key]) != levels:
+            raise UserError(f"levels={levels} but {key}={hps[key]} has {len(hps[key])}: give one value a level")
+    sizes = ("multispec_loss_n_fft", "multispec_loss_hop_length", "multispec_loss_window_size")
+    if len({len(hps[key]) for key in sizes}) > 1:
+        raise UserError(f"{', '.join(sizes)} need equally many values")
+    if hps["lora"]:
+        raise UserError("--lora is not available yet: train the whole model without it")
+    if hps["lr_use_linear_decay"] and hps["lr_use_cosine_decay"]:
+        raise UserError("--lr_use_linear_decay and --lr_use_cosine_decay exclude each other: give one")
+    if hps["vq"] and hps["prior"]:
+        raise UserError("--vq trains the codec and --prior a prior: give one of them")
+    if hps["prior"]:
+        check_prior(hps)
+        if not hps["restore_vqvae"]:
+            raise UserError("--prior needs a trained codec: give --restore_vqvae=FILE")
+
+
+def check_prior(hps: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that every prior must pass, in training and in sampling."""
+    if hps["level"] >= hps["levels"]:
+        raise UserError(
+            f"level={hps['level']} does not exist with levels={hps['levels']}: the top is {hps['levels'] - 1}"
+        )
+    if hps["labels"] and not (isinstance(hps["y_bins"], tuple) and len(hps["y_bins"]) == 2):
+        raise UserError(
+            f"labels=True needs y_bins=(genres, artists), not {hps['y_bins']}: give --labels=False, or a labelled set"
+        )
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+        hps: the merged hyperparameters.
+        text: if not empty, print this and stop (``--help``, ``--print_hps``).
+        notices: lines to print before work begins.
+    """
+
+    hps: Hyperparams
+    text: str = ""
+    notices: list[str] = field(default_factory=list)
+
+
+def training_command(arguments: Sequence[str]) -> Command:
+    """``train.py``'s command line (without the program's name), merged and checked.
+
+    Raises:
+        UserError: whatever a person mistyped, in one line.
+    """
+    knobs = Knobs(TRAIN_COMMAND, *KNOBS.groups)
+    options = knobs.parse(arguments)
+    if options.get("help"):
+        usage = "usage: python train.py --hps=NAMES --name=NAME [--key=value | --key value | --flag | --no-flag] …"
+        return Command(setup_hparams(""), knobs.help(usage, "sets: " + ", ".join(HPARAMS_REGISTRY)))
+    told = {key: options.pop(key, knob.default) for key, knob in TRAIN_COMMAND.knobs.items()}
+    hps = setup_hparams(told["hps"], options)
+    if told["print_hps"]:
+        return Command(hps, f"hps = {told['hps']}\n{KNOBS.explain(hps)}")
+    check(hps)
+    if not (hps.train or hps.test):
+        raise UserError("nothing to do: give --train, --test or both (or --help)")
+    if not hps.name:
+        raise UserError("the run needs a name: give --name=NAME; checkpoints and logs go to logs/NAME")
+    return Command(hps, notices=KNOBS.notices(hps))
