@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from songbloom.errors import UserError
@@ -792,3 +793,20 @@ def training_command(arguments: Sequence[str]) -> Command:
     if not hps.name:
         raise UserError("the run needs a name: give --name=NAME; checkpoints and logs go to logs/NAME")
     return Command(hps, notices=KNOBS.notices(hps))
+
+
+REFERENCE_PAGE = Path(__file__).parent / "docs" / "hyperparameters.md"
+
+
+def reference_page() -> str:
+    """The text of ``docs/hyperparameters.md``; ``python hparams.py`` writes it."""
+    return KNOBS.reference_page(
+        "# Hyperparameters\n\n"
+        "Written by `python hparams.py` from `hparams.py`, where every knob and every named set is defined. Give a value "
+        "as `--key=value`;\n`python train.py --hps=NAMES --print_hps` shows the merged values and where each came from."
+    )
+
+
+if __name__ == "__main__":
+    REFERENCE_PAGE.write_text(reference_page(), encoding="utf-8")
+    print(f"wrote {REFERENCE_PAGE}")

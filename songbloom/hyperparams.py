@@ -252,6 +252,8 @@ def group(group_name: str, group_title: str, **knobs: Knob) -> Group:
     """
     named = {key: replace(knob, key=key, group=group_name) for key, knob in knobs.items()}
     for key, knob in named.items():
+        if not set(knob.kinds) <= set(_WORDS):
+            raise TypeError(f"knob {key} has an unknown kind {knob.kind!r}")
         try:
             knob.check(knob.default, f"default of {key}")
         except UserError as error:
@@ -406,6 +408,18 @@ class Knobs(Mapping[str, Knob]):
                 lines.append(f"      {knob.help_line()} [{one.name}]")
             lines.append("")
         return "\n".join([*lines, ending]).rstrip() + "\n"
+
+    def reference_page(self, introduction: str) -> str:
+        """Every knob as a Markdown page, a table a group."""
+        lines = [introduction, ""]
+        for one in self.groups:
+            lines += [f"## {one.name}: {one.title}", "", "| key | default | type | meaning |", "|---|---|---|---|"]
+            lines += [
+                f"| `{key}` | `{_show(knob.default)}` | {knob.type_in_words()} | {knob.help_line()} |"
+                for key, knob in one.knobs.items()
+            ]
+            lines.append("")
+        return "\n".join(lines)
 
     def explain(self, hps: Hyperparams) -> str:
         """The text of ``--print_hps``: every value and where it came from, in groups."""
