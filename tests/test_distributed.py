@@ -1,0 +1,231 @@
+"""Real ranks under mpiexec, torchrun and plain python: they find each other, and they end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from songbloom import distributed
+from songbloom.lifeline import Lifeline, own_addresses
+
+BIN = Path(sys.executable).parent
+PROGRAM = """
+import json, os, signal, sys
+import torch
+from songbloom import distributed
+from songbloom.errors import UserError
+
+def main():
+    what, who = sys.argv[1], int(sys.argv[2])
+    world = distributed.world()
+    total = distributed.all_reduce_(torch.tensor([float(world.rank + 1)]))
+    found = distributed.gather_objects((world.rank, world.local_rank))
+    flag = distributed.any_rank(world.rank == world.size - 1)
+    first = distributed.broadcast_object(f"from {world.rank}")
+    distributed.say(json.dumps([world.size, total.item(), found, flag, first]))
+    if what == "everybody":
+        raise UserError("a mistake of everybody: mend it")
+    if what == "fork" and world.rank == who:
+        if os.fork() == 0:  # a data worker that outlives its parent
+            import time
+            time.sleep(20)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if world.rank == who:
+        if what == "mistake":
+            raise UserError("a mistake of one: mend it")
+        if what == "exception":
+            raise ValueError("this is the first error")
+        if what in ("SIGTERM", "SIGKILL"):
+            os.kill(os.getpid(), getattr(signal, what))
+        if what == "exit":
+            sys.exit(7)
+    if what != "peace":
+        distributed.all_reduce_(torch.zeros(1))  # the others wait here for ever
+    return 0
+
+distributed.run(main)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def launch(
+    launcher: list[str], program: Path, what: str, who: int = 0
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*launcher, str(program), what, str(who)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    return done, time.monotonic() - begun
+
+
+def mpiexec(ranks: int) -> list[str]:
+    return [str(BIN / "mpiexec"), "-n", str(ranks), sys.executable]
+
+
+LAUNCHERS = {
+    "mpiexec": mpiexec(3),
+    "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "3"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_find_each_other(launcher: str, program: Path) -> None:
+    done, _ = launch(LAUNCHERS[launcher], program, "peace")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [json.loads(line) for line in lines] == [[3, 6.0, [[0, 0], [1, 1], [2, 2]], True, "from 0"]]
+
+
+def test_a_single_process_needs_no_launcher(program: Path) -> None:
+    done, _ = launch([sys.executable], program, "peace")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1, 1.0, [[0, 0]], True, "from 0"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_everybodys_mistake_is_one_line_and_status_2(ranks: int, program: Path) -> None:
+    done, _ = launch(mpiexec(ranks), program, "everybody")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: a mistake of everybody: mend it"
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_the_mistake_of_one_rank_ends_all(who: int, program: Path) -> None:
+    done, _ = launch(mpiexec(3), program, "mistake", who)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: a mistake of one: mend it"
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_an_exception_is_printed_once(who: int, program: Path) -> None:
+    done, _ = launch(mpiexec(3), program, "exception", who)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.startswith(f"rank {who} of 3: Traceback")
+    assert "ValueError: this is the first error" in done.stderr
+
+
+# (launcher, how it dies, which rank): each value of each at least once, not every combination
+DEATHS = [
+    ("mpiexec", "SIGTERM", 2),
+    ("mpiexec", "SIGKILL", 0),
+    ("mpiexec", "SIGKILL", 2),
+    ("torchrun", "SIGTERM", 0),
+    ("torchrun", "fork", 2),
+    ("mpiexec", "fork", 2),
+]
+
+
+@pytest.mark.parametrize(("launcher", "what", "who"), DEATHS)
+def test_a_killed_rank_ends_all(launcher: str, what: str, who: int, program: Path) -> None:
+    done, seconds = launch(LAUNCHERS[launcher], program, what, who)
+    assert done.returncode not in (0, None)
+    assert f"error: rank {who} " in done.stderr
+    assert "ended without a word" in done.stderr
+    assert seconds < 60, "something else than the lifeline ended it"
+
+
+def test_an_exit_status_is_kept(program: Path) -> None:
+    done, _ = launch(mpiexec(2), program, "exit", 1)
+    assert done.returncode == 7
+
+
+TWO_HOSTS = """
+set -eu
+a=$1; b=$2; shift 2
+work=$(mktemp -d)
+trap 'ip netns del $a 2>/dev/null || true; ip netns del $b 2>/dev/null || true; rm -rf "$work"' EXIT
+ip netns add $a; ip netns add $b
+ip link add eth0 netns $a type veth peer name eth0 netns $b
+ip -n $a addr add 10.77.0.1/24 dev eth0; ip -n $b addr add 10.77.0.2/24 dev eth0
+for n in $a $b; do ip -n $n link set lo up; ip -n $n link set eth0 up; done
+cat > "$work/enter" <<'EOS'
+#!/usr/bin/env bash
+while [[ $1 == -* ]]; do shift; done
+host=$1; shift
+case $host in 10.77.0.1) n=$HOST_A;; *) n=$HOST_B;; esac
+exec ip netns exec "$n" bash -c "$*"
+EOS
+chmod +x "$work/enter"
+export HOST_A=$a HOST_B=$b UCX_NET_DEVICES=eth0 UCX_TLS=tcp,self,sm UCX_LOG_LEVEL=error FI_TCP_IFACE=eth0
+timeout 100 ip netns exec $a "$MPIEXEC" -launcher ssh -launcher-exec "$work/enter" -localhost nowhere \\
+  -hosts 10.77.0.1:1,10.77.0.2:1 -iface eth0 -n 2 "$@"
+"""
+
+
+def network_namespaces() -> bool:
+    """Whether this system lets us make hosts of our own."""
+    if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("ip"):
+        return False
+    name = f"sbprobe{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+    if made:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not network_namespaces(), reason="needs root and iproute2 to make two hosts")
+@pytest.mark.parametrize(("what", "status"), [("peace", 0), ("mistake", 2)])
+def test_two_hosts(what: str, status: int, program: Path) -> None:
+    names = [f"sb{os.getpid()}a", f"sb{os.getpid()}b"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPIEXEC": str(BIN / "mpiexec")}
+    done = subprocess.run(
+        ["bash", "-c", TWO_HOSTS, "two_hosts", *names, sys.executable, str(program), what, "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert '[2, 3.0, [[0, 0], [1, 0]], true, "from 0"]' in done.stdout or what != "peace"
+    assert ("error: a mistake of one" in done.stderr) == (what == "mistake")
+
+
+def test_one_process_speaks_with_itself() -> None:
+    assert distributed.world().size == 1
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
+    assert distributed.gather_objects("x") == ["x"]
+
+
+def test_a_float_maximum_is_refused() -> None:
+    import torch
+
+    with pytest.raises(TypeError, match="NaN"):
+        distributed.all_reduce_max_(torch.zeros(1))
+
+
+def test_a_lifeline_answers_only_to_its_secret() -> None:
+    hub = Lifeline(0, 2)
+    offers, secret = hub.listen()
+    assert Lifeline(1, 2).reaches(offers[0], secret)
+    assert not Lifeline(1, 2).reaches(offers[0], "another run")
+    assert own_addresses()[0][1].startswith("127.")
+
+
+def test_an_unknown_device_is_named() -> None:
+    from songbloom.errors import UserError
+
+    with pytest.raises(UserError, match="--device=quantum"):
+        distributed.start("quantum")
