@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make demo   sets up, renders a corpus of sung Japanese, trains a small hierarchy on it, samples, says where the page is
+#   make test   sets up and passes the tests
+# Each may be stopped and repeated: what is there already is not done again.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+DEMO   ?= demo
+
+.PHONY: demo test check setup clean-demo
+
+setup: $(READY)
+
+$(READY): requirements.txt requirements-test.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("songbloom needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip "setuptools<82" wheel
+	$(PY) -m pip install --quiet -r requirements.txt -r requirements-test.txt
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@# The second voice is built from source; without a C++ compiler the corpus has one voice less, and says so.
+	@$(PY) -m pip install --quiet cython && $(PY) -m pip install --quiet --no-build-isolation pysinsy==0.0.5 >$(VENV)/pysinsy.log 2>&1 \
+	  || echo "the second voice (pysinsy) could not be built: see $(VENV)/pysinsy.log; going on with one voice"
+	@touch $(READY)
+
+demo: $(READY)
+	$(PY) -m songbloom.data.prepare.sung_corpus --output_dir $(DEMO)/corpus --songs 24 --seed 1
+	sh docs/demo_commands.sh $(PY) $(DEMO)
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: $(READY) check
+	$(PY) -m pytest -n 2 --dist loadgroup
+
+clean-demo:
+	rm -rf $(DEMO)
