@@ -258,9 +258,14 @@ class Attention(nn.Module):
         self.recorded: torch.Tensor | None = None  # filled by forward while `record` is set
         self.record = False
 
+    @property
+    def crosses(self) -> bool:
+        """Whether keys and values come from an encoder."""
+        return self.function == A.ENCODER_DECODER
+
     def project(self, x: torch.Tensor, encoder_kv: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, each ``[N, positions, S]``."""
-        if self.function == A.ENCODER_DECODER:
+        if self.crosses:
             assert encoder_kv is not None
             return self.query(x), *self.key_value(encoder_kv.to(x.dtype)).chunk(2, dim=-1)
         return self.query_key_value(x).chunk(3, dim=-1)

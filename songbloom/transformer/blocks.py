@@ -13,6 +13,8 @@ from torch import nn
 
 from songbloom.errors import UserError
 from songbloom.transformer.attention import Attention, Geometry, recomputed
+from songbloom.transformer.cache import DecodingCache, attend_chunk, mean_seen, slots
+from songbloom.transformer.decoding import DecodingTransformer
 from songbloom.transformer.layers import MLP, LayerNorm
 from songbloom.transformer.patterns import BLOCKED, AttentionFunction, layer_functions
 
@@ -167,6 +169,15 @@ class TransformerLayer(nn.Module):
     def forward(self, x: torch.Tensor, encoder_kv: torch.Tensor | None = None) -> torch.Tensor:
         return self.add_mlp(x, self.attention(self.attention_norm(x), encoder_kv))
 
+    def extend(self, x: torch.Tensor, entries: torch.Tensor, before: int) -> torch.Tensor:
+        """New positions ``x [N, m, width]`` after ``before`` earlier ones, which ``entries`` remembers; no dropout."""
+        attention, mlp = self.attention, self.mlp
+        h = self.attention_norm(x)
+        query, key, value = (attention.query(h), None, None) if attention.crosses else attention.project(h, None)
+        a = attention.output(attend_chunk(attention.function, attention.geometry, entries, query, key, value, before))
+        m = mlp.down(mlp.activation(mlp.up(self.mlp_norm(x + a))))
+        return x + a + m if self.scale == 1.0 else torch.add(x, a + m, alpha=self.scale)
+
 
 class Transformer(nn.Module):
     """A stack of layers without a final norm. ``.funcs`` is the attention function of each layer.
@@ -215,15 +226,94 @@ class Transformer(nn.Module):
         n, config = x.shape[1], self.config
         if n > config.n_ctx or (n < config.n_ctx and not config.mask):
             raise UserError(f"a sequence of {n} positions does not fit a transformer of n_ctx={config.n_ctx}")
-        if AttentionFunction.ENCODER_DECODER in self.funcs:
-            shape = None if encoder_kv is None else tuple(encoder_kv.shape[1:])
-            if shape != (config.encoder_dims, config.width):
-                raise UserError(
-                    f"encoder_kv: this transformer attends to an encoder's output [N, {config.encoder_dims}, "
-                    f"{config.width}]; got {shape and [x.shape[0], *shape]}"
-                )
+        self._check_encoder(x.shape[0], encoder_kv)
         missing = -n % config.geometry.block_ctx if BLOCKED.intersection(self.funcs) else 0
         return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+    def _check_encoder(self, batch: int, encoder_kv: torch.Tensor | None) -> None:
+        if AttentionFunction.ENCODER_DECODER in self.funcs:
+            shape = None if encoder_kv is None else list(encoder_kv.shape)
+            wanted = [batch, self.config.encoder_dims, self.config.width]
+            if shape != wanted:
+                raise UserError(f"encoder_kv: this transformer attends to an encoder's output {wanted}; got {shape}")
+
+    def new_cache(
+        self,
+        batch: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        encoder_kv: torch.Tensor | None = None,
+    ) -> DecodingCache:
+        """An empty cache for :meth:`extend`, all its memory taken now.
+
+        Args:
+            batch: sequences.
+            dtype: what to compute and remember in.
+            device: the model's unless given.
+            encoder_kv: ``[N, encoder_dims, width]`` for orders with encoder layers; their keys and values are computed
+                here, once.
+
+        Raises:
+            UserError: the transformer is not causal, or misses its encoder's output.
+        """
+        device = torch.device(device) if device is not None else self.stack[0].mlp.up.weight.device
+        cache = DecodingCache(self.funcs, self.config.geometry, self.config.state, batch, dtype=dtype, device=device)
+        self._check_encoder(batch, encoder_kv)
+        with torch.no_grad():
+            for layer, entries in zip(self.stack, cache.entries, strict=True):
+                if layer.attention.crosses and encoder_kv is not None:
+                    entries.copy_(layer.attention.key_value(encoder_kv.to(dtype)).view_as(entries))
+        return cache
+
+    @torch.no_grad()
+    def extend(self, x: torch.Tensor, cache: DecodingCache) -> torch.Tensor:
+        """The next m ≥ 1 positions of every sequence; in any chunks, the same as :meth:`forward` on the whole.
+
+        Dropout is off. For many steps with unchanging weights :meth:`for_decoding` is faster.
+
+        Args:
+            x: ``[N, m, width]``.
+            cache: remembers the positions before; changed in place.
+
+        Returns:
+            float32 ``[N, m, width]``.
+
+        Raises:
+            UserError: more positions than the context holds, or another batch size than the cache's.
+        """
+        before = cache.advance(x)
+        x = x.to(cache.dtype)
+        for layer, entries in zip(self.stack, cache.entries, strict=True):
+            x = layer.extend(x, entries, before)
+        return x.float()
+
+    def for_decoding(self, dtype: torch.dtype = torch.float32) -> DecodingTransformer:
+        """A copy with the same ``new_cache`` and ``extend``, its weights prepared for speed at single positions."""
+        return DecodingTransformer(self, dtype)
+
+    def cost(self, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+        """What this transformer costs, averaged over the positions of a full context.
+
+        Returns:
+            ``parameters``; ``operations_per_token`` of a forward pass (a multiplication and an addition count as two;
+            norms and activations are left out; training costs three times as many); ``bytes_per_decoded_token``, the
+            weights and the cache entries that one new position of one sequence reads; ``cache_bytes_per_token`` and
+            ``cache_bytes``, what a sequence's cache takes, divided by n_ctx and whole.
+        """
+        geometry, state, itemsize = self.config.geometry, self.config.state, dtype.itemsize
+        decoding = [p for name, p in self.named_parameters() if ".key_value." not in name]  # encoders are read once
+        seen = sum(mean_seen(function, geometry) for function in self.funcs)
+        weights = sum(p.numel() for p in decoding)
+        matrices = sum(p.numel() for p in decoding if p.dim() == 2)
+        cache_bytes = sum(slots(function, geometry) for function in self.funcs) * 2 * state * itemsize
+        return {
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "operations_per_token": 2.0 * matrices + 4.0 * state * seen,
+            "bytes_per_decoded_token": itemsize * (weights + 2.0 * state * seen),
+            "cache_bytes_per_token": cache_bytes / self.config.n_ctx,
+            "cache_bytes": cache_bytes,
+        }
 
     @contextmanager
     def record_attention(self, layers: bool | Iterable[int] = True) -> Iterator[dict[int, torch.Tensor]]:
