@@ -175,13 +175,14 @@ def json_beside(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX) + ".json")
 
 
-def save_in_run(folder: Path | str, content: Mapping[str, Any], *, keep: int = 0) -> Path:
-    """Write ``checkpoint_step_{step}`` and make ``checkpoint_latest`` the same; returns the step file's path.
+def save_in_run(folder: Path | str, content: Mapping[str, Any], *, keep: int = 0, numbered: bool = True) -> Path:
+    """Write ``checkpoint_latest`` and, the same, ``checkpoint_step_{step}``; returns the path written.
 
     Args:
         folder: the run's folder; made if need be.
         content: what to save, with the keys :data:`KEYS`.
         keep: number of step files to leave in the folder, the newest; 0 leaves all.
+        numbered: False writes ``checkpoint_latest`` alone.
 
     Raises:
         UserError: it cannot be written; older checkpoints are untouched.
@@ -190,11 +191,13 @@ def save_in_run(folder: Path | str, content: Mapping[str, Any], *, keep: int = 0
     if missing:
         raise KeyError(f"a checkpoint needs {', '.join(missing)}")
     folder = Path(folder)
-    path = folder / f"checkpoint_step_{content['step']}{SUFFIX}"
     latest = folder / LATEST
     text = to_json(content["hps"], content["argv"])
+    path = folder / f"checkpoint_step_{content['step']}{SUFFIX}" if numbered else latest
     save(path, content)
     write_text(json_beside(path), text)
+    if not numbered:
+        return path
     with _written_beside(latest) as temporary:
         try:
             os.link(path, temporary)

@@ -1,0 +1,340 @@
+"""The one training loop, for codecs and priors alike.
+
+A step is: forward, backward (each ``iters_before_update`` times), gradient norm, optimiser, zero gradients, schedule,
+average of the weights, logging. Numbers that are not finite are told between ranks as integer flags, since a
+floating-point maximum over ranks would lose a NaN; then every rank skips the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from songbloom import distributed
+from songbloom.data.loader import make_loader
+from songbloom.errors import UserError
+from songbloom.training.logger import Averages, Logger, Progress
+from songbloom.training.optim import clipped_scale, gradient_norm
+from songbloom.training.state import TrainingState
+from songbloom.training.stopping import Interruption
+from songbloom.training.tasks import evaluating
+
+TIME_IS_UP = "its time is used up (budget_minutes)"
+HOPELESS = 200  # steps skipped in a row after which training gives up
+
+
+class Trainer:
+    """Trains and evaluates a task.
+
+    Args:
+        state: the task and all that changes while it is trained, resumed where it is to go on.
+        folder: the run's folder, for checkpoints; TensorBoard files go to its ``logs``.
+        train_set, test_set: data sets (:class:`songbloom.data.dataset.ChunkDataset`); either may be None if unused.
+    """
+
+    def __init__(self, state: TrainingState, folder: Path, train_set: Any, test_set: Any) -> None:
+        self.state, self.folder = state, folder
+        self.train_set, self.test_set = train_set, test_set
+        self.task, self.hps = state.task, state.hps
+        self.world = distributed.world()
+        self.accumulate = int(self.hps["iters_before_update"])
+        self.module = self._wrapped()
+        self.logger = Logger(
+            folder / "logs",
+            sample_rate=self.hps["sr"],
+            max_log=self.hps["max_log"],
+            max_len=self.hps["max_len"],
+            resumed_at=state.step,
+        )
+        self.progress = Progress(self.task.shown, self._seconds_left)
+        self.interruption = Interruption(self.progress.say)
+        self.finished = ""  # why training ended
+        self._saved_step = -1
+        self._skipped_in_a_row = 0
+        self._begin_group()
+
+    def _wrapped(self) -> torch.nn.Module:
+        """The task with gradients averaged over ranks."""
+        if self.world.size == 1 or not self.hps["train"]:
+            return self.task
+        return DistributedDataParallel(
+            self.task,
+            device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            bucket_cap_mb=self.hps["bucket"],
+            gradient_as_bucket_view=True,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def run(self) -> int:
+        """Train (``train``), evaluate (``test``), save; returns the exit status, 0 unless a signal ended it."""
+        try:
+            with self.interruption:
+                if self.hps["train"]:
+                    self._train()
+                elif self.hps["test"]:
+                    self._evaluate()
+            return self.interruption.status
+        finally:
+            self.logger.close()
+
+    def _train(self) -> None:
+        state = self.state
+        batches = len(self.train_set) // state.global_batch
+        if not batches:
+            raise UserError(
+                f"the training set has {len(self.train_set)} chunks and a step takes {state.global_batch} "
+                f"(bs={self.hps['bs']} on {self.world.size} ranks): lower --bs or --sample_length, or add songs"
+            )
+        if distributed.any_rank(state.clock.left <= 0):
+            self.finished = TIME_IS_UP
+        if self.finished or self._is_over():
+            self.progress.say(f"nothing left to train: {self.finished} (step {state.step})")
+            return
+        self.task.train()
+        audio = None
+        while not self.finished:
+            if state.position.epoch >= self.hps["epochs"]:
+                self.finished = f"{self.hps['epochs']} epochs are done"
+                break
+            for audio in self._batches(self.train_set, state.position.epoch, state.position.batch, shuffle=True):
+                self._batch(audio)
+                if self.finished:
+                    break
+            else:
+                state.position.epoch += 1
+                state.position.batch = 0
+                if self.hps["test"] and state.position.epoch < self.hps["epochs"]:
+                    self._evaluate()
+        self._end(audio)
+
+    def _end(self, audio: Tensor | None) -> None:
+        self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
+        if self.hps["save"] and self._saved_step != self.state.step:
+            self._save(numbered=self.interruption.signal is None)
+        if self.interruption.signal is not None:
+            return
+        if self.state.step % self.hps["log_steps"]:
+            self._log(audio)  # what a run shorter than log_steps, or its last part, would not have told
+        if self.hps["test"]:
+            self._evaluate()
+        if audio is not None:
+            self._examples(audio, samples=bool(self.hps["sample_iters"]))
+
+    def _batches(self, dataset: Any, epoch: int, skip: int, *, shuffle: bool) -> Iterator[Tensor]:
+        """Audio ``[N, T, 1]`` of each batch, on the device."""
+        dataset.set_epoch(epoch)
+        loader = make_loader(
+            dataset,
+            batch=self.hps["bs"],
+            world=self.world,
+            epoch=epoch,
+            skip_batches=skip,
+            workers=self.hps["nworkers"],
+            seed=self.hps["seed"],
+            shuffle=shuffle,
+            drop_last=shuffle,
+        )
+        for batch in loader:
+            yield batch["audio"].to(self.world.device, non_blocking=True)
+
+    # ----------------------------------------------------------------------------------------------- one step
+
+    def _begin_group(self) -> None:
+        """Begin to gather gradients for the next optimiser step."""
+        self._micro = 0
+        self._bad = False
+        self._pending: list[tuple[dict[str, Tensor], int]] = []
+        self._wants_stop = self._wants_save = False
+        for p in self.state.parameters:
+            p.grad = None
+
+    def _batch(self, audio: Tensor) -> None:
+        """Take in one batch; every ``iters_before_update``-th completes an optimiser step."""
+        last = self._micro + 1 == self.accumulate
+        remembered = self.task.remember()
+        with contextlib.ExitStack() as stack:
+            if not last and isinstance(self.module, DistributedDataParallel):
+                stack.enter_context(self.module.no_sync())
+            loss, metrics = self.module(*self.task.prepare(audio))
+            self._hear_flags(loss)
+            if self._bad:
+                self.task.undo(remembered)
+            else:
+                (loss * (self.state.scaler.scale / self.accumulate)).backward()
+                self._pending.append(({"loss": loss.detach(), **metrics}, len(audio)))
+        self.state.position.batch += 1
+        self._micro += 1
+        if last:
+            stepped = self._optimise()
+            stop, save = self._wants_stop, self._wants_save
+            self._begin_group()
+            if stepped:
+                self._after_step(audio, save)
+            if stop and not self.finished:
+                signalled = self.interruption.signal is not None
+                self.finished = "interrupted" if signalled else TIME_IS_UP
+
+    def _hear_flags(self, loss: Tensor) -> None:
+        """One integer exchange a batch: is a loss not finite, does a rank want to stop, or to save?"""
+        clock = self.state.clock
+        stop = self.interruption.signal is not None or clock.left <= 0
+        flags = [not bool(torch.isfinite(loss)), stop, clock.save_due]
+        heard = distributed.all_reduce_max_(torch.tensor(flags, dtype=torch.int32, device=self.world.device)).tolist()
+        self._bad = self._bad or bool(heard[0])
+        self._wants_stop = self._wants_stop or bool(heard[1])
+        self._wants_save = self._wants_save or bool(heard[2])
+
+    def _optimise(self) -> bool:
+        """Use the gathered gradients; False if the step had to be skipped."""
+        state = self.state
+        if self._bad:
+            return self._skip("the loss is not finite")
+        norm = float(gradient_norm(state.parameters, state.scaler.scale))
+        limit = float(self.hps["ignore_grad_norm"])
+        flags = [not math.isfinite(norm), 0 < limit < norm]
+        heard = distributed.all_reduce_max_(torch.tensor(flags, dtype=torch.int32, device=self.world.device)).tolist()
+        if heard[0]:
+            state.scaler.update(True)
+            scale = f"; loss scale is now {state.scaler.scale:g}" if self.task.precision.scaled else ""
+            return self._skip(f"a gradient is not finite{scale}")
+        if heard[1]:
+            return self._skip(f"the gradient norm {norm:.4g} is above ignore_grad_norm={limit:g}")
+        lr = state.schedule.lr
+        for group in state.adam.param_groups:
+            group["lr"] = lr
+        state.adam.step(scale=clipped_scale(norm, self.hps["clip"], state.scaler.scale))
+        state.scaler.update(False)
+        state.schedule.step()
+        if state.average is not None:
+            state.average.step()
+        state.step += 1
+        self._skipped_in_a_row = 0
+        for metrics, items in self._pending:
+            state.window.add({**metrics, "gn": norm, "lr": lr}, items)
+        return True
+
+    def _skip(self, why: str) -> bool:
+        self.state.skipped += 1
+        self._skipped_in_a_row += 1
+        count = self._skipped_in_a_row
+        if count <= 5 or count % 20 == 0:
+            self.progress.say(f"skipping step {self.state.step + 1}: {why}")
+        if count >= HOPELESS:
+            raise UserError(
+                f"{count} steps in a row had to be skipped ({why}); go back to an earlier checkpoint, or lower --lr"
+            )
+        return False
+
+    def _after_step(self, audio: Tensor, save_due: bool) -> None:
+        """Log, save and sample where it is time to, and see whether training is over."""
+        step, hps = self.state.step, self.hps
+        self.progress.step(step)
+        if step % hps["log_steps"] == 0:
+            self._log(audio)
+        over = self._is_over()
+        numbered = step % hps["save_iters"] == 0
+        if hps["save"] and (numbered or save_due):
+            self._save(numbered=numbered)
+        sampling = bool(hps["sample_iters"]) and step % hps["sample_iters"] == 0
+        if (numbered or sampling) and not over:
+            self._examples(audio, samples=sampling)
+
+    def _is_over(self) -> bool:
+        """Whether no further step is to be taken; says why in ``finished``."""
+        state, steps = self.state, self.hps["train_steps"]
+        if steps and state.step >= steps:
+            self.finished = f"train_steps={steps} is reached"
+        elif state.schedule.finished:
+            self.finished = "the learning rate has reached 0"
+        return bool(self.finished)
+
+    # ---------------------------------------------------------------------------------- telling and saving
+
+    def _save(self, *, numbered: bool) -> None:
+        self.state.save(self.folder, numbered=numbered)
+        self._saved_step = self.state.step
+        self.progress.pause()
+
+    def _log(self, audio: Tensor | None) -> None:
+        """Average what was gathered over ranks, write it and tell the important part."""
+        state = self.state
+        values = state.window.take()
+        if not values:
+            return
+        values["lg_loss_scale"] = math.log2(state.scaler.scale)
+        values["skipped_steps"] = float(state.skipped)
+        values["steps_per_second"] = self.progress.steps_per_second
+        rate = ""
+        if audio is not None:
+            a_step = self.task.amount(audio) * self.accumulate * self.world.size
+            speed = a_step * self.progress.steps_per_second
+            values[f"{self.task.unit.replace('-', '_')}_per_second"] = speed
+            rate = f"{speed:.4g} {self.task.unit}/s"
+        self.logger.scalars(values, state.step)
+        self.progress.set(state.step, state.position.epoch, values, rate)
+
+    def _examples(self, audio: Tensor, *, samples: bool) -> None:
+        """Log inputs, reconstructions and, if ``samples``, new items, all with averaged weights (rank 0)."""
+        with evaluating(self.task), self._averaged():
+            if self.world.is_main:
+                self.task.log_inputs(self.logger, self.state.step, audio)
+                if samples:
+                    self.task.log_samples(self.logger, self.state.step, audio)
+                self.logger.flush()
+        distributed.barrier()
+        self.progress.pause()
+
+    def _averaged(self) -> Any:
+        average = self.state.average
+        return average.averaged() if average is not None else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Averages of ``test_*`` metrics over the test set, with averaged weights; logged and told."""
+        averages = Averages()
+        with evaluating(self.task), self._averaged():
+            for audio in self._batches(self.test_set, 0, 0, shuffle=False):
+                if len(audio):
+                    loss, metrics = self.task(*self.task.prepare(audio))
+                    averages.add({"test_loss": loss, **{f"test_{k}": v for k, v in metrics.items()}}, len(audio))
+        values = averages.take()
+        self.logger.scalars(values, self.state.step)
+        shown = [f"{k} {values[f'test_{k}']:.4g}" for k in self.task.shown if f"test_{k}" in values]
+        told = " | ".join(shown) if shown else "the test set has no chunks"
+        self.progress.say(f"test at step {self.state.step}: {told}")
+        self.progress.pause()
+        return values
+
+    def _seconds_left(self, step: int, speed: float) -> float:
+        """How long training will go on at this speed: the nearest of its ends."""
+        ends: list[float] = []
+        if self.hps["train_steps"]:
+            ends.append(self.hps["train_steps"] - step)
+        if self.hps["lr_use_linear_decay"] or self.hps["lr_use_cosine_decay"]:
+            ends.append(self.hps["lr_start_linear_decay"] + self.hps["lr_decay"] - step)
+        if self.train_set is not None:
+            batches = len(self.train_set) // self.state.global_batch
+            left = (self.hps["epochs"] - self.state.position.epoch) * batches - self.state.position.batch
+            ends.append(left / self.accumulate)
+        return min(min(ends, default=math.inf) / max(speed, 1e-9), self.state.clock.left)
+
+
+def describe(hps: Mapping[str, Any], state: TrainingState) -> str:
+    """One line about what is going to be trained."""
+    parameters = sum(p.numel() for p in state.parameters)
+    batch = state.global_batch * int(hps["iters_before_update"])
+    place = distributed.world()
+    ranks = f"{place.size} rank{'s' if place.size > 1 else ''}"
+    return (
+        f"{state.task.kind}: {parameters:,} parameters, {state.task.precision.name} on {place.device} "
+        f"({ranks}), {batch} items a step, from step {state.step}"
+    )

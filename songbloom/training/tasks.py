@@ -1,0 +1,238 @@
+"""What is trained: a codec on audio, or a prior on the codes of a frozen codec.
+
+A task is a module whose forward gives ``(loss, metrics)``, with a few hooks for the one training loop: it turns a batch
+of audio into its inputs, tells which metrics matter, logs examples, and keeps what a checkpoint needs besides weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from songbloom.training.logger import Logger
+from songbloom.training.precision import Precision
+
+Inputs = tuple[Tensor | None, ...]
+
+
+class Task(nn.Module):
+    """The base of what can be trained.
+
+    Attributes:
+        kind: the word that checkpoints carry.
+        model: the module whose weights are trained.
+        hps: hyperparameters.
+        precision: what to compute with.
+        generator: draws what is random inside a step; its state is part of checkpoints.
+        shown: metrics for the line of progress, in order.
+        unit: what :meth:`amount` counts.
+    """
+
+    kind = ""
+    shown: tuple[str, ...] = ("loss",)
+    unit = ""
+
+    def __init__(self, model: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.hps = hps
+        self.precision = precision or Precision()
+        self.generator = torch.Generator()
+        self.generator.manual_seed(int(hps.get("seed", 0)))
+        if self.precision.half_parameters:
+            halve_matrices(model)
+
+    def prepare(self, audio: Tensor) -> Inputs:
+        """Audio ``[N, T, 1]`` on the device → what :meth:`forward` takes; no gradients."""
+        return (audio,)
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and metrics without gradients; both are means over the batch."""
+        raise NotImplementedError
+
+    def amount(self, audio: Tensor) -> float:
+        """How much of ``unit`` a batch holds."""
+        raise NotImplementedError
+
+    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
+        """Log what went in and what the model makes of it (rank 0; the model is in eval mode, weights averaged)."""
+
+    def log_samples(self, logger: Logger, step: int, audio: Tensor) -> None:
+        """Log new items drawn from the model (rank 0; the model is in eval mode, weights averaged)."""
+
+    def codebook_state(self) -> dict[str, Any] | None:
+        """Running statistics that are no weights, for checkpoints."""
+        return None
+
+    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
+        """Take what :meth:`codebook_state` gave."""
+
+    def remember(self) -> Any:
+        """What a forward in training mode changes in place, so that a bad batch can be undone."""
+        return None
+
+    def undo(self, remembered: Any) -> None:
+        """Put back what :meth:`remember` gave."""
+
+
+def halve_matrices(model: nn.Module) -> None:
+    """Store the matrices of a prior's transformer as float16 (``fp16_params``); all else stays float32.
+
+    These are the tensors that published half-precision priors hold in float16.
+    """
+    from songbloom.transformer.layers import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.weight.data = module.weight.data.half()
+
+
+class VQVAETask(Task):
+    """Train the codec on audio.
+
+    Args:
+        vqvae: the codec, with its ``bandwidth`` set.
+        hps: hyperparameters; ``loss_fn`` and the loss weights are the codec's own configuration.
+    """
+
+    kind = "vqvae"
+    shown = ("loss", "recons_loss", "multispectral_loss", "commit_loss", "usage", "gn")
+    unit = "audio-seconds"
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(audio [N, T, 1],)`` → loss and the metrics of section 3 of the Jukebox paper."""
+        _, loss, metrics = self.model(inputs[0], generator=self.generator)
+        return loss, metrics
+
+    def amount(self, audio: Tensor) -> float:
+        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
+
+    @torch.no_grad()
+    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
+        audio = audio[: logger.max_log]
+        logger.audio("train_x_in", audio, step)
+        for level, heard in enumerate(self.model.reconstruct(audio)):
+            logger.audio(f"train_x_ds_start_{level}", heard, step)
+
+    def codebook_state(self) -> dict[str, Any] | None:
+        return self.model.codebook_state()
+
+    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.model.load_codebook_state(state)
+
+    def remember(self) -> Any:
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        return buffers, _cloned(self.model.codebook_state())
+
+    @torch.no_grad()
+    def undo(self, remembered: Any) -> None:
+        buffers, state = remembered
+        for name, buffer in self.model.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+        self.model.load_codebook_state(state)
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {key: _cloned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cloned(item) for item in value)
+    return value
+
+
+class PriorTask(Task):
+    """Train a prior on the codes that a frozen codec gives for the audio.
+
+    The codec is no part of this module: it is not saved, not averaged and not seen by the optimiser.
+
+    Args:
+        prior: the prior.
+        vqvae: the codec, frozen here and put into eval mode.
+        hps: hyperparameters.
+        precision: what the transformer computes with.
+    """
+
+    kind = "prior"
+    shown = ("loss", "bpd", "gn")
+    unit = "tokens"
+
+    def __init__(
+        self, prior: nn.Module, vqvae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None
+    ) -> None:
+        super().__init__(prior, hps, precision)
+        vqvae.eval()
+        for p in vqvae.parameters():
+            p.requires_grad_(False)
+        self._codec = [vqvae]  # in a list, so that it does not become a part of this module
+
+    @property
+    def vqvae(self) -> Any:
+        """The frozen codec."""
+        return self._codec[0]
+
+    @torch.no_grad()
+    def prepare(self, audio: Tensor) -> Inputs:
+        """Audio ``[N, T, 1]`` → codes of this prior's level ``[N, n_ctx]``, and those above or None."""
+        prior = self.model
+        level = prior.level
+        above = level + 1 < self.vqvae.levels
+        # One item at a time: the codec's activations are long, and codes do not depend on the batch.
+        codes = self.vqvae.encode(audio, start_level=level, end_level=level + 1 + above, bs_chunks=len(audio))
+        return codes[0], codes[1] if above else None
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(codes [N, n_ctx], upper codes or None)`` → loss in bits a code, and metrics."""
+        codes, upper = inputs
+        return self.model(codes, upper, precision=self.precision.compute)
+
+    def amount(self, audio: Tensor) -> float:
+        prior = self.model
+        return float(len(audio) * prior.n_ctx)
+
+    @torch.no_grad()
+    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
+        audio = audio[: logger.max_log]
+        prior = self.model
+        logger.audio("train_x_in", audio, step)
+        for level in range(prior.level, self.vqvae.levels):
+            codes = self.vqvae.encode(audio, start_level=level, end_level=level + 1, bs_chunks=len(audio))
+            heard = self.vqvae.decode(codes, start_level=level, end_level=level + 1, bs_chunks=len(audio))
+            logger.audio(f"train_x_ds_start_{level}", heard, step)
+
+    @torch.no_grad()
+    def log_samples(self, logger: Logger, step: int, audio: Tensor) -> None:
+        """``bs_sample`` items at temperature 1, on the codes above of the batch where there are any."""
+        prior = self.model
+        number = min(self.hps["bs_sample"], len(audio)) if prior.cond_downsample else self.hps["bs_sample"]
+        upper = self.prepare(audio[:number])[1] if prior.cond_downsample else None
+        seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
+        generators = [torch.Generator().manual_seed(seed * 1009 + item) for item in range(number)]
+        codes = prior.sample(number, upper_codes=upper, temperature=1.0, generators=generators)
+        levels = [(prior.level, codes, "sample_x_T1")]
+        if upper is not None:
+            levels.append((prior.level + 1, upper, f"sample_x_ds_start_{prior.level + 1}"))
+        for level, chosen, tag in levels:
+            heard = self.vqvae.decode([chosen], start_level=level, end_level=level + 1, bs_chunks=number)
+            logger.audio(tag, heard, step)
+
+
+@contextmanager
+def evaluating(task: Task) -> Iterator[None]:
+    """Within it the task is in eval mode, and random numbers drawn leave those of training as they were."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    drawn = task.generator.get_state()
+    task.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        task.train()
+        task.generator.set_state(drawn)
