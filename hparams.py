@@ -164,9 +164,7 @@ PRIOR_ATTN_BLOCK = group(
     emb_dropout=Knob(0.0, "Dropout on embeddings", minimum=0),
     zero_out=Knob(False, "Begin with zero output projections, so that each layer begins as the identity"),
     res_scale=Knob(False, "Scale what each layer adds by 1 / depth"),
-    pos_init=Knob(
-        False, "Begin with sinusoidal position embeddings", ignored="the Jukebox release has no working form of it"
-    ),
+    pos_init=Knob(False, "Begin with sinusoidal position embeddings"),
     init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
     m_attn=Knob(0.25, "Width of queries, keys and values, relative to prior_width", minimum=0),
     m_mlp=Knob(1.0, "Width inside the MLP, relative to prior_width", minimum=0),
@@ -228,9 +226,7 @@ PRIME_ATTN_BLOCK = group(
     prime_emb_dropout=Knob(0.0, "Dropout on embeddings", minimum=0),
     prime_zero_out=Knob(False, "Begin with zero output projections"),
     prime_res_scale=Knob(False, "Scale what each layer adds by 1 / depth"),
-    prime_pos_init=Knob(
-        False, "Begin with sinusoidal position embeddings", ignored="the Jukebox release has no working form of it"
-    ),
+    prime_pos_init=Knob(False, "Begin with sinusoidal position embeddings"),
     prime_init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
     prime_m_attn=Knob(0.25, "Width of queries, keys and values, relative to prime_width", minimum=0),
     prime_m_mlp=Knob(1.0, "Width inside the MLP, relative to prime_width", minimum=0),
@@ -802,8 +798,9 @@ def reference_page() -> str:
     """The text of ``docs/hyperparameters.md``; ``python hparams.py`` writes it."""
     return KNOBS.reference_page(
         "# Hyperparameters\n\n"
-        "Written by `python hparams.py` from `hparams.py`, where every knob and every named set is defined. Give a value "
-        "as `--key=value`;\n`python train.py --hps=NAMES --print_hps` shows the merged values and where each came from."
+        "Written by `python hparams.py` from `hparams.py`, where every knob and every named set is defined. Give a "
+        "value as\n`--key=value`; `python train.py --hps=NAMES --print_hps` shows the merged values and where each came "
+        "from."
     )
 
 
