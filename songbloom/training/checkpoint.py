@@ -81,7 +81,8 @@ def _written_beside(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); free space or change the folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -136,7 +137,9 @@ def load(path: Path | str, *, verify: bool = True, mmap: bool = False) -> dict[s
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are no checkpoint can make an unpickler raise anything
         raise UserError(f"{path}: damaged or cut short ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__}, not a dict)")
