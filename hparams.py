@@ -799,8 +799,7 @@ def reference_page() -> str:
     return KNOBS.reference_page(
         "# Hyperparameters\n\n"
         "Written by `python hparams.py` from `hparams.py`, where every knob and every named set is defined. Give a "
-        "value as\n`--key=value`; `python train.py --hps=NAMES --print_hps` shows the merged values and where each came "
-        "from."
+        "value as\n`--key=value`; `train.py --hps=NAMES --print_hps` shows the merged values and where each came from."
     )
 
 
