@@ -6,6 +6,7 @@ convolutions, each followed or preceded by a stack of dilated residual blocks in
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from songbloom.errors import UserError
+from songbloom.vqvae.convolution import Convolution, TransposedConvolution, upsample_and_project
 
 
 def _check_geometry(down_t: int, stride_t: int) -> None:
@@ -27,20 +29,20 @@ def _check_geometry(down_t: int, stride_t: int) -> None:
         )
 
 
-def downsampling_conv(input_width: int, output_width: int, stride: int) -> nn.Conv1d:
-    """A convolution of kernel ``2 * stride`` that makes exactly ``T / stride`` frames of ``T`` (a multiple of the stride).
+def downsampling_conv(input_width: int, output_width: int, stride: int) -> Convolution:
+    """A convolution of kernel ``2 * stride`` that makes exactly ``T / stride`` frames of ``T``, its multiple.
 
     The padding is half the stride; half of an odd stride is rounded up, as rounding down would lose a frame.
     """
-    return nn.Conv1d(input_width, output_width, 2 * stride, stride, padding=(stride + 1) // 2)
+    return Convolution(input_width, output_width, 2 * stride, stride, padding=(stride + 1) // 2)
 
 
-def upsampling_conv(input_width: int, output_width: int, stride: int) -> nn.ConvTranspose1d:
+def upsampling_conv(input_width: int, output_width: int, stride: int) -> TransposedConvolution:
     """The transpose of :func:`downsampling_conv`: exactly ``T * stride`` frames of ``T``.
 
     For an odd stride the rounded-up padding takes one frame too many, which ``output_padding`` gives back.
     """
-    return nn.ConvTranspose1d(
+    return TransposedConvolution(
         input_width, output_width, 2 * stride, stride, padding=(stride + 1) // 2, output_padding=stride % 2
     )
 
@@ -61,8 +63,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.dilated = nn.Conv1d(width, hidden_width, 3, padding=dilation, dilation=dilation)
-        self.pointwise = nn.Conv1d(hidden_width, width, 1)
+        self.dilated = Convolution(width, hidden_width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = Convolution(hidden_width, width, 1)
         if zero_out:
             nn.init.zeros_(self.pointwise.weight)
             nn.init.zeros_(cast(Tensor, self.pointwise.bias))
@@ -202,7 +204,7 @@ class DownsamplingBlock(nn.Module):
             )
             for stage in range(down_t)
         )
-        self.project = nn.Conv1d(width, output_width, 3, padding=1)
+        self.project = Convolution(width, output_width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages:
@@ -239,7 +241,7 @@ class UpsamplingBlock(nn.Module):
     ) -> None:
         super().__init__()
         _check_geometry(down_t, stride_t)
-        self.project = nn.Conv1d(input_width, width, 3, padding=1)
+        self.project = Convolution(input_width, width, 3, padding=1)
         self.stages = nn.ModuleList(
             UpsamplingStage(
                 width,
@@ -260,8 +262,49 @@ class UpsamplingBlock(nn.Module):
             for stage in range(down_t)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output: nn.Conv1d | None = None) -> Tensor:
+        """``x``, and with ``output`` (kernel 3, few channels) what that convolution makes of the block's result."""
         x = self.project(x)
-        for stage in self.stages:
+        *stages, last = self.stages
+        for stage in stages:
             x = stage(x)
-        return x
+        if output is None:
+            return last(x)
+        last = cast(UpsamplingStage, last)
+        return upsample_and_project(last.residual(x), last.resample, output)
+
+
+def reset_convolutions(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw all convolutions below ``module`` again, PyTorch's default way (uniform in ±1/sqrt(fan in)).
+
+    The draws are made on the CPU, so that they are the same for every device.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
+            fan_in = part.weight.shape[1] * part.weight.shape[2]
+            for parameter in (part.weight, part.bias):
+                if parameter is not None:
+                    drawn = torch.rand(parameter.shape, generator=generator) * 2 - 1
+                    with torch.no_grad():
+                        parameter.copy_(drawn / math.sqrt(fan_in))
+
+
+def operations(module: nn.Module, rate: float) -> tuple[float, float]:
+    """Multiplications and additions that the convolutions below ``module`` take.
+
+    Args:
+        module: its convolutions run one after another, in the order in which they are registered.
+        rate: frames that come in, a sample of audio.
+
+    Returns:
+        operations a sample of audio, and the rate that goes out.
+    """
+    total = 0.0
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d):
+            rate /= part.stride[0]
+            total += 2 * part.weight.numel() * rate
+        elif isinstance(part, nn.ConvTranspose1d):
+            total += 2 * part.weight.numel() * rate
+            rate *= part.stride[0]
+    return total, rate
