@@ -17,6 +17,7 @@ from songbloom.errors import UserError
 from songbloom.prior.draws import check_sampling, draw, item_generators
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import Transformer, TransformerConfig
+from songbloom.transformer.decoding import PackedLinear, can_pack
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -30,8 +31,13 @@ def sinusoids(length: int, width: int) -> Tensor:
     return (math.sqrt(2) * pairs.flatten(1)[:, :width]).float()
 
 
-def _head_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the output layer: published half-precision models keep it in float32; bfloat16 is ours to choose."""
+def _loss_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the output layer's products in the loss.
+
+    Published half-precision models keep the output layer in float32, so float16 does here. In bfloat16, whose range
+    is float32's, the products are a good part of a small model's step and their rounding is that of every other layer.
+    Logits that are handed out or drawn from are float32 products in any case.
+    """
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
@@ -136,8 +142,7 @@ class AutoregressiveModel(nn.Module):
     ) -> Tensor:
         """Predictions for all positions, each from the tokens before it: [N, n_ctx, bins] float32."""
         hidden = self.hidden(tokens, x_cond=x_cond, y_cond=y_cond, encoder_kv=encoder_kv, dtype=dtype)
-        head = _head_dtype(dtype or torch.float32)
-        return F.linear(hidden.to(head), self.output_weight.to(head)).float()
+        return F.linear(hidden, self.output_weight.float())
 
     def forward(
         self,
@@ -166,7 +171,7 @@ class AutoregressiveModel(nn.Module):
             self.output_weight,
             tokens.flatten(),
             (weights.float() / len(tokens)).repeat(len(tokens)),
-            dtype=_head_dtype(dtype or torch.float32),
+            dtype=_loss_dtype(dtype),
         )
         return loss, bits.view_as(tokens)
 
@@ -212,7 +217,7 @@ class AutoregressiveModel(nn.Module):
         if known == total and preds is None:
             return
 
-        head = _Head(self, dtype, fast)
+        head = self._decoding_head(fast)
         decoder = self.transformer.for_decoding(dtype) if fast else self.transformer
         cache = decoder.new_cache(n_samples, dtype=dtype, device=self.positions.device, encoder_kv=encoder_kv)
         after = None if self.merged_decoder else x_cond
@@ -315,6 +320,14 @@ class AutoregressiveModel(nn.Module):
                 on_token(done)
         return out
 
+    def _decoding_head(self, fast: bool) -> Callable[[Tensor], Tensor]:
+        """The output layer as decoding uses it: hidden states [N, m, W] → logits [N, m, bins], float32."""
+        weight = self.output_weight.detach().float()
+        if fast and can_pack(torch.float32, weight.device):
+            packed = PackedLinear(weight, weight.new_zeros(self.bins))
+            return lambda hidden: packed(hidden.flatten(0, 1)).view(*hidden.shape[:2], self.bins)
+        return lambda hidden: F.linear(hidden, weight)
+
     def _check_request(
         self,
         n_samples: int,
@@ -349,14 +362,3 @@ class AutoregressiveModel(nn.Module):
                     f"the prompt holds codes from {lowest} to {highest}: this model knows 0 to {self.bins - 1}"
                 )
         return prompt.shape[1]
-
-
-class _Head:
-    """The output layer as decoding uses it: hidden states [N, m, W] → logits [N, m, bins] float32."""
-
-    def __init__(self, model: AutoregressiveModel, dtype: torch.dtype, fast: bool) -> None:
-        self.dtype = _head_dtype(dtype)
-        self.weight = model.output_weight.detach().to(self.dtype)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden.to(self.dtype), self.weight).float()
