@@ -1,0 +1,216 @@
+"""Audio files: find them, say how long they are, read any stretch of them at any sample rate, and write WAV.
+
+Reading is exact: ``read_audio(path, offset=o, length=n)`` gives bit for bit the slice ``[o : o + n]`` of the whole
+file, in every format and at every sample rate. :mod:`songbloom.audio.sources` does it for decoding; for resampling, the
+song is cut into blocks on a grid that falls on whole samples of both rates, and each block is resampled with the same
+context around it, however it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import gcd
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soxr
+
+from songbloom.audio.decoding import GRID, Source, SourceError
+from songbloom.audio.mix import match_channels
+from songbloom.audio.sources import open_source
+from songbloom.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")
+
+_QUALITY = "VHQ"  # soxr's 28-bit setting; in blocks it costs no more than the 20-bit one (both about 4 ms a second)
+_CONTEXT = 512  # samples of the lower rate around each block; beyond about 128 nothing changes any more
+
+
+class AudioError(UserError):
+    """An audio file cannot be read; the message names the file and says why."""
+
+
+class AudioInfo(NamedTuple):
+    """Exact facts about an audio file: what can be read, not what its header claims."""
+
+    duration: float  # seconds
+    sample_rate: int  # Hz
+    channels: int
+    frames: int  # samples a channel, at the file's own rate
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Source]:
+    path = Path(path)
+    try:
+        source = open_source(path)
+        try:
+            if source.frames < 1:
+                raise SourceError("holds no samples")
+            yield source
+        finally:
+            source.close()
+    except (SourceError, OSError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise AudioError(f"{path}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+def find_audio(folder: str | Path) -> list[Path]:
+    """Every file below ``folder`` whose suffix is in :data:`AUDIO_SUFFIXES` (in any case), sorted.
+
+    Hidden files and folders are left out (``._song.mp3`` is no song); symbolic links to folders are followed.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(root, name) for name in names if not name.startswith(".") and name.lower().endswith(AUDIO_SUFFIXES)
+        ]
+    return sorted(found)
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """How long a file is, exactly, and its rate and channels.
+
+    A header that promises more than the file holds is not believed; encoder delay and padding do not count.
+
+    Raises:
+        AudioError: it is missing, empty, or no audio that can be read.
+    """
+    with _opened(path) as source:
+        return AudioInfo(source.frames / source.sample_rate, source.sample_rate, source.channels, source.frames)
+
+
+def length_at(frames: int, from_rate: int, to_rate: int) -> int:
+    """Samples of a song of ``frames`` samples after resampling: durations are truncated to whole samples."""
+    return frames * to_rate // from_rate
+
+
+def read_audio(
+    path: str | Path,
+    *,
+    sample_rate: int | None = None,
+    offset: int = 0,
+    length: int | None = None,
+    channels: int | None = None,
+    pad: bool = False,
+) -> np.ndarray:
+    """Read samples ``[offset, offset + length)`` of a file at ``sample_rate``.
+
+    Args:
+        path: an audio file of any kind in :data:`AUDIO_SUFFIXES`.
+        sample_rate: Hz; None keeps the file's own.
+        offset: first sample, at ``sample_rate``.
+        length: number of samples, at ``sample_rate``; None reads to the end.
+        channels: mixes or copies channels to this many (:func:`songbloom.audio.mix.match_channels`); None keeps them.
+        pad: fill what the file lacks with zeros up to ``length``; else the result is shorter.
+
+    Returns:
+        float32 ``[T, C]``, bit-equal to the slice of the whole file.
+
+    Raises:
+        AudioError: the file is missing, empty, no audio, or damaged in the stretch that was asked for.
+        ValueError: a negative offset or length, or ``pad`` without ``length``.
+    """
+    if offset < 0 or (length is not None and length < 0) or (pad and length is None):
+        raise ValueError(f"offset {offset}, length {length}: both must be at least 0, and pad needs a length")
+    with _opened(path) as source:
+        rate = sample_rate or source.sample_rate
+        total = length_at(source.frames, source.sample_rate, rate)
+        stop = max(offset, total if length is None else min(total, offset + length))
+        early = channels if channels is not None and channels < source.channels else None
+        samples = _read(source, rate, offset, stop, early)
+    if not np.isfinite(samples).all():
+        where = (offset + int(np.argmin(np.isfinite(samples).all(axis=1)))) / rate
+        raise AudioError(f"{path}: holds values that are no numbers near {where:.2f} s")
+    if channels is not None and samples.shape[1] != channels:
+        samples = match_channels(samples, channels)
+    if pad and length is not None and len(samples) < length:
+        samples = np.concatenate([samples, np.zeros((length - len(samples), samples.shape[1]), np.float32)])
+    return samples
+
+
+def _read(source: Source, rate: int, start: int, stop: int, channels: int | None) -> np.ndarray:
+    """``[start, stop)`` at ``rate``; ``channels``, if given, are mixed before resampling, which is cheaper."""
+
+    def native(first: int, last: int) -> np.ndarray:
+        samples = source.read(first, last)
+        return samples if channels is None else match_channels(samples, channels)
+
+    if rate == source.sample_rate:
+        return native(min(start, source.frames), min(stop, source.frames))
+    shared = gcd(rate, source.sample_rate)
+    step_in, step_out = source.sample_rate // shared, rate // shared  # both rates meet every step_in native samples
+    steps = max(1, GRID // step_in)  # a block
+    context = -(-_CONTEXT * max(1.0, step_in / step_out) // step_in) * step_in
+    result = np.zeros((stop - start, channels or source.channels), np.float32)
+    for block in range(start // (steps * step_out), -(-stop // (steps * step_out))):
+        begin = max(0, block * steps * step_in - int(context))
+        end = min(source.frames, (block + 1) * steps * step_in + int(context))
+        resampled = soxr.resample(native(begin, end), source.sample_rate, rate, quality=_QUALITY)
+        origin = begin // step_in * step_out  # the output sample that resampled[0] is
+        low = max(start, block * steps * step_out)
+        high = min(stop, (block + 1) * steps * step_out)
+        result[low - start : high - start] = resampled[low - origin : high - origin]
+    return result
+
+
+def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
+    """Write float audio as a 16-bit WAV file, in one step: the file is either whole or not there.
+
+    Args:
+        path: where; folders above it are made.
+        audio: ``[T]`` or ``[T, C]``, clamped to ±1; values that are no numbers become silence.
+        sample_rate: Hz.
+
+    Raises:
+        ValueError: another shape.
+    """
+    samples = np.asarray(audio)
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if samples.ndim != 2 or samples.shape[1] < 1:
+        raise ValueError(f"audio to write must be [T] or [T, C], not {list(np.shape(audio))}")
+    samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
+    whole = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2")
+    with whole_file(path) as file, wave.open(file, "wb") as target:
+        target.setnchannels(whole.shape[1])
+        target.setsampwidth(2)
+        target.setframerate(int(sample_rate))
+        target.writeframes(whole.tobytes())
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write that appears at ``path`` when the block ends, or, if it fails, not at all.
+
+    Folders above it are made. It is written beside its place and renamed into it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's file mode mask: a temporary file is private, a result is as open as any other."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
