@@ -160,15 +160,12 @@ class Trainer:
     def _batch(self, audio: Tensor) -> None:
         """Take in one batch; every ``iters_before_update``-th completes an optimiser step."""
         last = self._micro + 1 == self.accumulate
-        remembered = self.task.remember()
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.module, DistributedDataParallel):
                 stack.enter_context(self.module.no_sync())
             loss, metrics = self.module(*self.task.prepare(audio))
             self._hear_flags(loss)
-            if self._bad:
-                self.task.undo(remembered)
-            else:
+            if not self._bad:
                 (loss * (self.state.scaler.scale / self.accumulate)).backward()
                 self._pending.append(({"loss": loss.detach(), **metrics}, len(audio)))
         self.state.position.batch += 1

@@ -74,6 +74,20 @@ def resolve_precision(
     return Precision(torch.float16, bool(hps["fp16_params"]), bool(hps["fp16_params"] and hps["fp16_opt"]))
 
 
+def codec_precision(
+    hps: Mapping[str, Any], device: torch.device, say: Callable[[str], None] = lambda line: None
+) -> Precision:
+    """The precision of a codec's training: float32, as published codecs were trained, unless ``precision`` says more.
+
+    Raises:
+        UserError: ``precision`` is none of the three.
+    """
+    if hps["fp16"] and not hps.get("precision"):
+        say("fp16: a codec trains in fp32 all the same (--precision=bf16 or fp16 changes that)")
+        return Precision()
+    return resolve_precision({**hps, "fp16": False, "fp16_params": False, "fp16_opt": False}, device, say)
+
+
 class LossScaler:
     """The number that the loss is multiplied by before backward.
 

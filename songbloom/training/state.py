@@ -109,7 +109,6 @@ class TrainingState:
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if cuda else None,
-            "task": self.task.generator.get_state(),
         }
 
     def save(self, folder: Path, *, numbered: bool = True) -> None:
@@ -160,7 +159,6 @@ class TrainingState:
             torch.manual_seed(rank_seed(self.hps, self.step))
             return
         torch.set_rng_state(states[rank]["torch"])
-        self.task.generator.set_state(states[rank]["task"])
         if states[rank]["cuda"] is not None and distributed.world().device.type == "cuda":
             torch.cuda.set_rng_state(states[rank]["cuda"])
 

@@ -7,7 +7,8 @@ of audio into its inputs, tells which metrics matter, logs examples, and keeps w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ class Task(nn.Module):
         model: the module whose weights are trained.
         hps: hyperparameters.
         precision: what to compute with.
-        generator: draws what is random inside a step; its state is part of checkpoints.
         shown: metrics for the line of progress, in order.
         unit: what :meth:`amount` counts.
     """
@@ -41,8 +41,6 @@ class Task(nn.Module):
         self.model: Any = model
         self.hps = hps
         self.precision = precision or Precision()
-        self.generator = torch.Generator()
-        self.generator.manual_seed(int(hps.get("seed", 0)))
         if self.precision.half_parameters:
             halve_matrices(model)
 
@@ -71,13 +69,6 @@ class Task(nn.Module):
     def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
         """Take what :meth:`codebook_state` gave."""
 
-    def remember(self) -> Any:
-        """What a forward in training mode changes in place, so that a bad batch can be undone."""
-        return None
-
-    def undo(self, remembered: Any) -> None:
-        """Put back what :meth:`remember` gave."""
-
 
 def halve_matrices(model: nn.Module) -> None:
     """Store the matrices of a prior's transformer as float16 (``fp16_params``); all else stays float32.
@@ -103,9 +94,30 @@ class VQVAETask(Task):
     shown = ("loss", "recons_loss", "multispectral_loss", "commit_loss", "usage", "gn")
     unit = "audio-seconds"
 
+    def __init__(self, vqvae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None) -> None:
+        super().__init__(vqvae, hps, precision)
+        self._books: dict[int, Mapping[str, Tensor]] = {}
+        for level, book in enumerate(getattr(self.model.bottleneck, "levels", ())):
+            book.register_forward_hook(partial(self._look, level))
+
+    def _look(self, level: int, book: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keep a level's own numbers: the codec's metrics are averages over levels."""
+        self._books[level] = outputs[-1]
+
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(audio [N, T, 1],)`` → loss and the metrics of section 3 of the Jukebox paper."""
-        _, loss, metrics = self.model(inputs[0], generator=self.generator)
+        """``(audio [N, T, 1],)`` → the loss and the codec's metrics, with ``usage`` and ``entropy`` of each level.
+
+        With half precision the convolutions compute in it; codebooks and losses stay float32.
+        """
+        audio = inputs[0]
+        assert audio is not None
+        half = self.precision.compute != torch.float32
+        with torch.autocast(audio.device.type, self.precision.compute) if half else nullcontext():
+            _, loss, metrics = self.model(audio)
+        metrics = dict(metrics)
+        for level, numbers in sorted(self._books.items()):
+            metrics |= {f"{name}_l{level + 1}": numbers[name] for name in ("usage", "entropy") if name in numbers}
+        self._books.clear()
         return loss, metrics
 
     def amount(self, audio: Tensor) -> float:
@@ -124,28 +136,6 @@ class VQVAETask(Task):
     def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
             self.model.load_codebook_state(state)
-
-    def remember(self) -> Any:
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        return buffers, _cloned(self.model.codebook_state())
-
-    @torch.no_grad()
-    def undo(self, remembered: Any) -> None:
-        buffers, state = remembered
-        for name, buffer in self.model.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
-        self.model.load_codebook_state(state)
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, Mapping):
-        return {key: _cloned(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cloned(item) for item in value)
-    return value
 
 
 class PriorTask(Task):
@@ -228,11 +218,9 @@ class PriorTask(Task):
 def evaluating(task: Task) -> Iterator[None]:
     """Within it the task is in eval mode, and random numbers drawn leave those of training as they were."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    drawn = task.generator.get_state()
     task.eval()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
         task.train()
-        task.generator.set_state(drawn)
