@@ -1,0 +1,393 @@
+"""From names to models: which sets of hyperparameters make up a model, building it, restoring its weights.
+
+A model is a codec and a prior for each of its levels. To name one of your own, register its sets in ``hparams.py`` and
+add a line to :data:`MODELS`, codec first, then the priors from level 0 (the finest) up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
+from songbloom import __version__
+from songbloom.distributed import gather_objects, world
+from songbloom.errors import UserError, did_you_mean
+from songbloom.hyperparams import compare_architecture
+from songbloom.prior.prior import Prior, PriorConfig
+from songbloom.published.jukebox import prior as published_prior
+from songbloom.published.jukebox import vqvae as published_vqvae
+from songbloom.training import checkpoint
+from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
+
+MODELS: dict[str, tuple[str, ...]] = {
+    "5b": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b"),
+    "5b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b_lyrics"),
+    "1b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_1b_lyrics"),
+    "demo": ("demo_vqvae", "demo_upsampler", "demo_prior"),
+    "tiny": ("tiny_vqvae", "tiny_upsampler", "tiny_prior"),
+}
+
+REMOTE_PREFIX = "https://openaipublic.azureedge.net/"
+_TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior}
+_Model = TypeVar("_Model", bound=nn.Module)
+_CHUNK = 1 << 20  # bytes read from the network at once
+
+# Besides tensors and plain values, files of the Jukebox release and of those who trained with it may hold its dict of
+# hyperparameters (read as a plain dict) and numpy numbers. None of these runs code when it is read.
+_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    (dict, "jukebox.hparams.Hyperparams"),
+    (_NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
+    (_NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+]
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def make_vqvae(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> VQVAE:
+    """The codec that ``hps`` describes, with weights from ``restore_vqvae`` if that is given.
+
+    When ``hps`` trains the codec (``train`` and not ``prior``) it comes in training mode with the raw weights of a
+    checkpoint; otherwise frozen, in eval mode, with the averaged ones. A ``sample_length`` of 0 is derived and written
+    back into ``hps``. On device ``"meta"`` nothing is restored and no memory is used.
+
+    Raises:
+        UserError: settings that don't fit each other, or a checkpoint that cannot be read or doesn't fit.
+    """
+    with _building(hps, device):
+        vqvae = VQVAE(VQVAEConfig.from_hps(hps))
+    if not vqvae.sample_length:
+        seconds, hop = hps["sample_length_in_seconds"], vqvae.hop_lengths[-1]
+        raise UserError(f"sample_length_in_seconds={seconds} is less than one code of {hop} samples: make it longer")
+    if isinstance(hps, MutableMapping):
+        hps["sample_length"] = vqvae.sample_length
+    training = bool(hps.get("train")) and not hps.get("prior")
+    if str(device) != "meta" and hps["restore_vqvae"]:
+        content = restore(vqvae, hps["restore_vqvae"], "vqvae", hps=hps, weights="raw" if training else "ema")
+        if training:
+            if content and content.get("codebook"):
+                vqvae.load_codebook_state(content["codebook"])
+            else:
+                vqvae.restore_codebooks(hps["bs"])
+    return _ready(vqvae, device, training)
+
+
+def make_prior(hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str = "cpu") -> Prior:
+    """The prior of level ``hps.level`` over the codes of ``vqvae``, with weights from ``restore_prior`` if given.
+
+    In training mode with raw weights when ``hps`` trains a prior, otherwise frozen, in eval mode, with averaged ones.
+
+    Raises:
+        UserError: as :func:`make_vqvae`; also labels that are asked for without label tables.
+    """
+    check_prior({**hps, "levels": vqvae.levels})
+    with _building(hps, device):
+        prior = Prior(PriorConfig.from_hps(hps), vqvae)
+    training = bool(hps.get("train")) and bool(hps.get("prior"))
+    if str(device) != "meta":
+        restore(prior, hps["restore_prior"], "prior", hps=hps, weights="raw" if training else "ema")
+    return _ready(prior, device, training)
+
+
+def make_model(
+    model: str,
+    device: torch.device | str = "cpu",
+    hps: Mapping[str, Any] | None = None,
+    levels: Iterable[int] | None = None,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+    restored: bool = True,
+) -> tuple[VQVAE, list[Prior]]:
+    """A whole model for sampling: its codec and its priors, restored.
+
+    A set without a published checkpoint has the one that training under the set's own name left:
+    ``{local_logdir}/{set}/checkpoint_latest.pth.tar``.
+
+    Args:
+        model: a name in :data:`MODELS`.
+        device: where to put them; ``"meta"`` builds without memory and weights.
+        hps: values that override those of every set, such as ``sample_length`` or ``local_logdir``.
+        levels: levels whose priors are wanted; by default all.
+        checkpoints: name of a set → the file (or published address) with its weights.
+        restored: False leaves the weights random, to measure or to test.
+
+    Returns:
+        The codec and the priors of the wanted levels, finest first.
+
+    Raises:
+        UserError: an unknown model, a level that it doesn't have, missing or unfitting checkpoints.
+    """
+    if model not in MODELS:
+        raise UserError(
+            f"--model: no model is named {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}"
+        )
+    codec_set, *prior_sets = MODELS[model]
+    overrides = dict(hps or {})
+    strange = set(checkpoints or {}) - set(MODELS[model])
+    if strange:
+        raise UserError(f"model {model!r} has no part named {sorted(strange)[0]!r}; it has {', '.join(MODELS[model])}")
+
+    def merged(names: tuple[str, ...], key: str) -> Any:
+        values = setup_hparams(names, overrides, f"model {model!r}")
+        if restored and str(device) != "meta":
+            values[key] = (checkpoints or {}).get(names[-1]) or _weights_of(names[-1], key, values, overrides)
+        else:
+            values[key] = ""
+        return values
+
+    codec_hps = merged((codec_set,), "restore_vqvae")
+    if codec_hps.levels != len(prior_sets):
+        raise UserError(
+            f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
+        )
+    wanted = range(len(prior_sets)) if levels is None else sorted(set(levels))
+    for level in wanted:
+        if not 0 <= level < len(prior_sets):
+            raise UserError(f"model {model!r} has levels 0 to {len(prior_sets) - 1}, no level {level}")
+    vqvae = make_vqvae(codec_hps, device)
+    priors = [make_prior(merged((codec_set, prior_sets[level]), "restore_prior"), vqvae, device) for level in wanted]
+    for level, prior in zip(wanted, priors, strict=True):
+        if prior.level != level:
+            raise UserError(f"model {model!r}: {prior_sets[level]} stands at level {level} but models {prior.level}")
+    return vqvae, priors
+
+
+def _weights_of(name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Where the weights of a set are: as overridden, as published, or where training under its name leaves them."""
+    given = overrides.get(key) or HPARAMS_REGISTRY[name].get(key)
+    if given:
+        return str(given)
+    path = Path(values["local_logdir"]) / name / checkpoint.LATEST
+    if not path.is_file():
+        raise UserError(f"{path}: no weights of {name} there: train it (python train.py --hps={name},… --name={name})")
+    return str(path)
+
+
+@contextmanager
+def _building(hps: Mapping[str, Any], device: torch.device | str) -> Iterator[None]:
+    """Initial weights depend on ``hps.seed`` alone, whatever the rank and device; global random state is left alone."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
+        torch.manual_seed(int(hps.get("seed", 0)))
+        yield
+
+
+def _ready(model: _Model, device: torch.device | str, training: bool) -> _Model:
+    if not training:
+        model.requires_grad_(False)
+    return model.to(device).train(training)
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def restore(
+    module: nn.Module,
+    path: str | Path,
+    kind: str,
+    *,
+    hps: Mapping[str, Any] | None = None,
+    weights: str = "ema",
+) -> dict[str, Any] | None:
+    """Load weights into a codec or a prior, from our own checkpoints or from published ones, which are translated.
+
+    Args:
+        module: a :class:`VQVAE` or a :class:`Prior`; all of its tensors must be in the file and no others.
+        path: a file, an address under :data:`REMOTE_PREFIX` (downloaded once), or empty: nothing is done.
+        kind: ``"vqvae"`` or ``"prior"``.
+        hps: if given, the file's own hyperparameters must describe the same architecture.
+        weights: ``"ema"`` takes the averaged weights where the file has them, ``"raw"`` those of training.
+
+    Returns:
+        What the file holds besides weights is in the same dict; None for an empty path.
+
+    Raises:
+        UserError: the file is missing, broken, of another kind, or doesn't fit; every mismatch is named.
+    """
+    if not str(path):
+        return None
+    local = fetch(str(path))
+    content = _read(local, downloaded=str(local) != str(path))
+    state = _state_of(content, kind, local, weights, module)
+    saved = content.get("hps")
+    if hps is not None and isinstance(saved, Mapping):
+        mismatches = compare_architecture(saved, hps, kind)
+        if mismatches:
+            raise UserError(f"{local}: made with other settings: {'; '.join(mismatches)}; give --hps as it was trained")
+    _load_strictly(module, state, local)
+    return content
+
+
+def save(
+    module: nn.Module,
+    path: str | Path,
+    kind: str,
+    hps: Mapping[str, Any],
+    *,
+    step: int = 0,
+    argv: Iterable[str] = (),
+    published: bool = False,
+) -> None:
+    """Write a model's weights as a checkpoint that :func:`restore` reads.
+
+    Args:
+        module, kind, hps: the model, ``"vqvae"`` or ``"prior"``, and what it was built from.
+        step, argv: optimiser steps that it was trained for, and the command that did.
+        published: under the names and in the layout of the Jukebox release, for other programs.
+
+    Raises:
+        UserError: it cannot be written; what was there before is untouched.
+    """
+    state = module.state_dict()
+    if published:
+        if isinstance(module, Prior):
+            container = "blocks" if module.config.cond_c_res == 1 else "model"
+            theirs = published_prior.to_published(state, container=container)
+        else:
+            theirs = published_vqvae.to_published(state)
+        content: dict[str, Any] = {"model": theirs, "hps": dict(hps), "step": step}
+    else:
+        content = dict.fromkeys(checkpoint.KEYS)
+        content |= {"format": checkpoint.FORMAT, "kind": kind, "hps": dict(hps), "model": dict(state), "step": step}
+        content |= {"codebook": module.codebook_state() if isinstance(module, VQVAE) else None}
+        content |= {"version": __version__, "argv": list(argv)}
+    checkpoint.save(path, content)
+
+
+def _read(path: Path, downloaded: bool) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return checkpoint.load(path, mmap=True)
+    except UserError as error:
+        raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
+
+
+def _state_of(content: Mapping[str, Any], kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:
+    """The weights in a checkpoint, under our names."""
+    state = content.get("model")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no weights under the key 'model'; is it the checkpoint of a model?")
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    found = content.get("kind") or next((k for k, t in _TRANSLATORS.items() if t.is_published(state)), kind)
+    if found != kind:
+        words = {"vqvae": "a codec (--restore_vqvae)", "prior": "a prior (--restore_prior)"}
+        raise UserError(f"{path}: is the checkpoint of {words.get(found, repr(found))}, not of {words[kind]}")
+    if _TRANSLATORS[kind].is_published(state):
+        try:
+            if isinstance(module, Prior):
+                return published_prior.from_published(state, tied=not module.config.merged_decoder)
+            return published_vqvae.from_published(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if weights == "ema" and content.get("ema"):
+        state.update(content["ema"])  # buffers, such as codebooks, are not averaged
+    return state
+
+
+def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} where {tuple(own[name].shape)} is needed"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    told = [
+        f"{len(names)} {what} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+        for what, names in problems.items()
+        if names
+    ]
+    if told:
+        raise UserError(f"{path}: does not fit this model: {'; '.join(told)}; give --hps as it was trained")
+    module.load_state_dict(state)
+
+
+# --- published files ------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$SONGBLOOM_CACHE``, by default ``~/.cache/songbloom``."""
+    return Path(os.environ.get("SONGBLOOM_CACHE") or Path.home() / ".cache" / "songbloom")
+
+
+def fetch(path: str) -> Path:
+    """The local file of ``path``; an address under :data:`REMOTE_PREFIX` is downloaded unless it is there already.
+
+    One rank of each host downloads while the others wait.
+
+    Raises:
+        UserError: another address, or a download that failed; every rank raises it.
+    """
+    if not path.startswith(REMOTE_PREFIX):
+        if "://" in path:
+            raise UserError(f"{path}: only addresses under {REMOTE_PREFIX} are downloaded; give a file instead")
+        return Path(path)
+    relative = PurePosixPath(path.removeprefix(REMOTE_PREFIX))
+    if ".." in relative.parts or not relative.name:
+        raise UserError(f"{path}: not the address of a file")
+    target = cache_folder() / relative
+    problem = None
+    if world().local_rank == 0 and not target.is_file():
+        try:
+            _download(path, target)
+        except (OSError, urllib.error.URLError) as error:
+            reason = getattr(error, "reason", None) or error
+            problem = f"{path}: download failed ({reason}); try again, or put the file at {target}"
+    problems = [each for each in gather_objects(problem) if each]
+    if problems:
+        raise UserError(problems[0])
+    return target
+
+
+def _download(address: str, target: Path) -> None:
+    """Download beside ``target`` and rename; a partial file of an earlier try is continued.
+
+    Raises:
+        OSError: the network or the disk failed, or the size is not what the server said.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{socket.gethostname()}.partial")
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing lies beyond what is there, so it is no good beginning
+            raise
+        partial.unlink()
+        return _download(address, target)
+    with response:
+        if response.status != 206:
+            have = 0  # the server sends the whole file
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with partial.open("ab" if have else "wb") as file:
+            _copy(response, file, have, total, target.name)
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"got {size} of {total} bytes")
+    partial.replace(target)
+
+
+def _copy(source: Any, file: BinaryIO, have: int, total: int | None, name: str) -> None:
+    """All of ``source`` into ``file``, with a progress bar on rank 0."""
+    with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=not world().is_main) as bar:
+        while chunk := source.read(_CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
