@@ -66,6 +66,7 @@ class UpsamplingConditioner(nn.Module):
             checkpoint=checkpoint,
         )
         self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.down_t, self.stride_t = down_t, stride_t
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """``codes`` [N, T] int64 → [N, T * factor, W] float32; ``condition`` [N, T, W] is added to their embedding."""
@@ -73,6 +74,18 @@ class UpsamplingConditioner(nn.Module):
         if condition is not None:
             x = x + condition
         return self.norm(self.upsample(x.transpose(1, 2)).transpose(1, 2).float())
+
+    def operations_per_token(self) -> float:
+        """Multiplications and additions of a forward pass for each position that comes out, biases left out."""
+        operations = 0.0
+        for name, weight in self.upsample.named_parameters():
+            if weight.ndim < 2:
+                continue
+            # Each convolution, transposed ones too, uses all of its weights once a position that goes in; a stage's
+            # positions are stride_t times as many as those of the stage before it.
+            stage = int(name.split(".")[1]) if name.startswith("stages.") else 0
+            operations += 2.0 * weight.numel() / self.stride_t ** (self.down_t - stage)
+        return operations
 
 
 class RangeEmbedding(nn.Module):

@@ -231,6 +231,7 @@ class Prior(nn.Module):
         given = list(upper_codes.shape)
         if given != shape:
             raise UserError(f"codes of level {self.level + 1} have shape {given}: level {self.level} needs {shape}")
+        upper_codes = upper_codes.to(self.conditioner.norm.weight.device)
         reduced = dtype == torch.bfloat16 and self.training
         with torch.autocast(upper_codes.device.type, dtype) if reduced else contextlib.nullcontext():
             return self.conditioner(upper_codes)
@@ -358,6 +359,22 @@ class Prior(nn.Module):
             )
         return above[:, start // step : end // step]
 
-    def cost(self) -> dict[str, float]:
-        """What the model costs: the transformer's own figures, and what the embeddings and the output layer add."""
-        return {"parameters": sum(parameter.numel() for parameter in self.parameters())}
+    def cost(self, precision: str | torch.dtype = "fp32") -> dict[str, float]:
+        """What the model costs, averaged over a window: the transformer's figures, the embeddings', the output layer's.
+
+        Returns:
+            ``parameters``; ``operations_per_token`` of a forward pass, the conditioner's share included (a
+            multiplication and an addition count as two; training costs three times as many);
+            ``bytes_per_decoded_token``, what one new code of one item reads; ``cache_bytes_per_token`` and
+            ``cache_bytes`` of an item.
+        """
+        model = self.autoregressive
+        cost = dict(model.transformer.cost(dtype_of(precision)))
+        head = model.output_weight
+        rows = (3 if self.conditioner is not None else 2) * model.width  # token, position, condition
+        cost["parameters"] = sum(parameter.numel() for parameter in self.parameters())
+        cost["operations_per_token"] += 2.0 * head.numel()
+        cost["bytes_per_decoded_token"] += 4.0 * (head.numel() + rows)  # float32 whatever the transformer computes in
+        if self.conditioner is not None:
+            cost["operations_per_token"] += self.conditioner.operations_per_token()
+        return cost
