@@ -103,6 +103,48 @@ def make_prior(hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str 
     return _ready(prior, device, training)
 
 
+def parts_of(model: str, named: Iterable[str] = ()) -> tuple[str, ...]:
+    """The sets that make up a model: its codec's, then its priors' from level 0 up.
+
+    Raises:
+        UserError: an unknown model, or one of ``named`` is no part of it.
+    """
+    if model not in MODELS:
+        raise UserError(
+            f"--model: no model is named {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}"
+        )
+    strange = sorted(set(named) - set(MODELS[model]))
+    if strange:
+        raise UserError(f"model {model!r} has no part named {strange[0]!r}; it has {', '.join(MODELS[model])}")
+    return MODELS[model]
+
+
+def find_weights(
+    model: str,
+    hps: Mapping[str, Any] | None = None,
+    levels: Iterable[int] | None = None,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+) -> dict[str, Path]:
+    """The local file of the weights of each part that :func:`make_model` would load with the same arguments.
+
+    Published files are downloaded now, so that what is missing is known before hours of work.
+
+    Raises:
+        UserError: as :func:`make_model`; a file that is not there.
+    """
+    codec_set, *prior_sets = parts_of(model, checkpoints or ())
+    overrides = dict(hps or {})
+    wanted = range(len(prior_sets)) if levels is None else sorted(set(levels))
+    found = {}
+    for name, key in [(codec_set, "restore_vqvae"), *((prior_sets[level], "restore_prior") for level in wanted)]:
+        values = setup_hparams((codec_set, name), overrides, f"model {model!r}")
+        found[name] = fetch((checkpoints or {}).get(name) or _weights_of(name, key, values, overrides))
+        if not found[name].is_file():
+            raise UserError(f"{found[name]}: no such file; it should hold the weights of {name}")
+    return found
+
+
 def make_model(
     model: str,
     device: torch.device | str = "cpu",
@@ -131,15 +173,8 @@ def make_model(
     Raises:
         UserError: an unknown model, a level that it doesn't have, missing or unfitting checkpoints.
     """
-    if model not in MODELS:
-        raise UserError(
-            f"--model: no model is named {model!r}{did_you_mean(model, MODELS)}; known: {', '.join(MODELS)}"
-        )
-    codec_set, *prior_sets = MODELS[model]
+    codec_set, *prior_sets = parts_of(model, checkpoints or ())
     overrides = dict(hps or {})
-    strange = set(checkpoints or {}) - set(MODELS[model])
-    if strange:
-        raise UserError(f"model {model!r} has no part named {sorted(strange)[0]!r}; it has {', '.join(MODELS[model])}")
 
     def merged(names: tuple[str, ...], key: str) -> Any:
         values = setup_hparams(names, overrides, f"model {model!r}")

@@ -106,6 +106,7 @@ def sample_window(
     *,
     seeds: Sequence[int],
     labels: Labels | None = None,
+    on_codes: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The codes that ``window`` adds.
 
@@ -116,6 +117,7 @@ def sample_window(
         settings: temperature and the like.
         seeds: one an item (:func:`item_seeds`).
         labels: gives the labels of a window, for priors that have any.
+        on_codes: called now and then with how many codes have been written since it was last called.
 
     Returns:
         ``[items, window.new]``.
@@ -135,6 +137,8 @@ def sample_window(
         keywords["sample_tokens"] = window.sample_tokens
     written = []
     for part in windows.batches(items, settings.max_batch_size):
+        if on_codes:
+            keywords["on_token"] = _counted(on_codes, part.stop - part.start, window.prompt)
         codes_of_part = prior.sample(
             part.stop - part.start,
             prompt=prompt[part] if window.prompt else None,
@@ -145,6 +149,18 @@ def sample_window(
         )
         written.append(codes_of_part[:, window.prompt :])
     return torch.cat(written).to(codes[level].device)
+
+
+def _counted(on_codes: Callable[[int], None], items: int, prompt: int) -> Callable[[int], None]:
+    """From the length of a window so far, as the prior tells it, to the codes that were added to all items."""
+    before = prompt
+
+    def on_token(done: int) -> None:
+        nonlocal before
+        on_codes((done - before) * items)
+        before = done
+
+    return on_token
 
 
 def _reaching(codes: Sequence[Tensor], prior: LevelPrior, end: int) -> list[Tensor]:
@@ -171,6 +187,7 @@ def sample_level(
     seeds: Sequence[int],
     labels: Labels | None = None,
     on_window: Callable[[Window, Tensor], None] | None = None,
+    on_codes: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Extend the codes of ``prior.level`` to ``total`` codes an item.
 
@@ -182,6 +199,7 @@ def sample_level(
         seeds: one an item (:func:`item_seeds`).
         labels: gives the labels of a window, for priors that have any.
         on_window: called after each window with it and with all codes of the level so far.
+        on_codes: see :func:`sample_window`.
 
     Returns:
         ``[items, max(total, codes there were)]``; existing codes are never rewritten.
@@ -195,7 +213,7 @@ def sample_level(
         hop = windows.hop_of(settings.hop_fraction, prior.n_ctx, level=level, multiple_of=prior.cond_downsample or 1)
     codes = list(codes)
     for window in windows.plan(total, prior.n_ctx, hop, codes[level].shape[1]):
-        new = sample_window(prior, codes, window, settings, seeds=seeds, labels=labels)
+        new = sample_window(prior, codes, window, settings, seeds=seeds, labels=labels, on_codes=on_codes)
         codes[level] = torch.cat([codes[level], new], dim=1)
         if on_window:
             on_window(window, codes[level])
@@ -211,18 +229,19 @@ def sample(
     seeds: Sequence[int],
     labels: Mapping[int, Labels] | None = None,
     on_window: Callable[[Window, Tensor], None] | None = None,
+    on_codes: Callable[[int], None] | None = None,
     after_level: Callable[[int, list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
     """Write levels from the coarsest to the finest.
 
     Args:
         load_prior: gives the prior of a level when its turn comes; it is let go before the next one is asked for.
-        codes: of each level of the codec, ``[items, …]`` int64; prompts, or empty.
+        codes: of each level of the codec, ``[items, …]`` int64; prompts, or empty. No items are fine too.
         totals: codes an item at the end, for the levels to write.
         settings: for the levels to write.
         seeds: one an item (:func:`item_seeds`).
         labels: for the levels whose priors have any.
-        on_window: see :func:`sample_level`.
+        on_window, on_codes: see :func:`sample_level`.
         after_level: called with the level and all codes when a level is written.
 
     Returns:
@@ -230,17 +249,21 @@ def sample(
     """
     codes = list(codes)
     for level in sorted(totals, reverse=True):
-        prior = load_prior(level)
-        codes[level] = sample_level(
-            prior,
-            codes,
-            totals[level],
-            settings[level],
-            seeds=seeds,
-            labels=(labels or {}).get(level),
-            on_window=on_window,
-        )
-        del prior
+        if len(seeds):
+            prior = load_prior(level)
+            codes[level] = sample_level(
+                prior,
+                codes,
+                totals[level],
+                settings[level],
+                seeds=seeds,
+                labels=(labels or {}).get(level),
+                on_window=on_window,
+                on_codes=on_codes,
+            )
+            del prior
+        else:
+            codes[level] = codes[level].new_zeros(0, totals[level])
         if after_level:
             after_level(level, codes)
     return codes

@@ -1,0 +1,290 @@
+"""A run of the sampler on disk: a folder with a folder for each level, pages, and what the run was asked for.
+
+    {name}/run.json                      the settings, so that the same command can go on and another one is refused
+    {name}/index.html                    the finest level that there is
+    {name}/level_{l}/item_{i}.wav        sound, item by item, and its picture item_{i}.png
+    {name}/level_{l}/data.pth.tar        codes of all levels so far, sound, labels, settings; plain data
+    {name}/level_{l}/index.html          the page
+
+The folder of a level is written beside its place and renamed into it, so it is there wholly or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from songbloom import __version__
+from songbloom.audio.files import write_wav
+from songbloom.audio.mel import mel_picture, write_png
+from songbloom.errors import UserError
+from songbloom.sampling.page import LevelPage, PageItem, clock, wave_path, write_page
+from songbloom.training import checkpoint
+
+DATA = "data.pth.tar"
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class LevelData:
+    """What is kept of a written level.
+
+    Attributes:
+        codes: of every level, finest first, ``[items, …]`` int64; those of levels not yet written are empty.
+        audio: float32 ``[items, T, 1]``, decoded from this level.
+        labels: for each level, what its prior was told; None for priors without labels.
+        sampling_kwargs: for each level, how it was or will be sampled, as plain data.
+    """
+
+    codes: Sequence[Tensor]
+    audio: Tensor
+    labels: Sequence[Any]
+    sampling_kwargs: Sequence[Mapping[str, Any]]
+
+    def plain(self) -> dict[str, Any]:
+        """As written to ``data.pth.tar``, under the names that Jukebox's files have."""
+        return {
+            "zs": [codes.cpu() for codes in self.codes],
+            "labels": list(self.labels),
+            "sampling_kwargs": [dict(keywords) for keywords in self.sampling_kwargs],
+            "x": self.audio.cpu(),
+        }
+
+
+def read_data(path: Path | str) -> LevelData:
+    """Read a ``data.pth.tar``, without executing code.
+
+    Raises:
+        UserError: it is missing, damaged or something else.
+    """
+    content = checkpoint.load(path)
+    codes, audio = content.get("zs"), content.get("x")
+    fine = isinstance(codes, (list, tuple)) and all(isinstance(each, Tensor) and each.ndim == 2 for each in codes)
+    if not fine or not codes or not isinstance(audio, Tensor) or audio.ndim != 3:
+        raise UserError(f"{path}: holds no codes; give a {DATA} that sample.py wrote")
+    levels = len(codes)
+    return LevelData(
+        [each.long() for each in codes],
+        audio.float(),
+        content.get("labels") or [None] * levels,
+        content.get("sampling_kwargs") or [{}] * levels,
+    )
+
+
+def fingerprint(path: Path | str) -> str:
+    """A digest of what a checkpoint file holds, without reading it all: of the checksums that its archive keeps.
+
+    Copying or touching the file does not change it. For a file that is no archive: of all of its bytes.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for record in archive.infolist():
+                    name = record.filename.partition("/")[
+                        2
+                    ]  # the first part is the name that the file had when written
+                    digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
+        else:
+            with Path(path).open("rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return digest.hexdigest()
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """In words, where two nested settings differ: ``seed is 0 there, 1 here``."""
+    found = []
+    for key in dict.fromkeys([*there, *asked]):
+        a, b = there.get(key), asked.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} is {json.dumps(a)} there, {json.dumps(b)} here")
+    return found
+
+
+class Run:
+    """The folder of one run. Only rank 0 has one.
+
+    Args:
+        folder: where; made when the first level is written.
+        settings: everything that decides what is written, as plain data; a folder with other settings is refused.
+        sample_rate: Hz.
+        facts: (word, value) pairs for the head of every page.
+        details: level → (word, value) pairs for the table of settings of its page.
+        argv: the command line, kept for people.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        settings: Mapping[str, Any],
+        *,
+        sample_rate: int,
+        facts: Sequence[tuple[str, str]] = (),
+        details: Mapping[int, Sequence[tuple[str, str]]] | None = None,
+        argv: Sequence[str] = (),
+    ):
+        self.folder = Path(folder)
+        self.settings = json.loads(json.dumps(settings))
+        self.sample_rate = sample_rate
+        self.facts, self.details, self.argv = facts, details or {}, list(argv)
+        self.took: dict[int, float] = {}
+        self.pages: dict[int, LevelPage] = {}
+
+    def level_folder(self, level: int) -> Path:
+        """Where a level is written."""
+        return self.folder / f"level_{level}"
+
+    def open(self, *, overwrite: bool = False) -> dict[int, LevelData]:
+        """Look what is there already.
+
+        Args:
+            overwrite: remove the levels of a run with other settings instead of refusing.
+
+        Returns:
+            The levels that this run has written before, whole.
+
+        Raises:
+            UserError: the folder holds another run, or cannot be read.
+        """
+        record = self.folder / RECORD
+        ours = [*self.folder.glob("level_[0-9]*"), *self.folder.glob("index.html"), *self.folder.glob(RECORD)]
+        if overwrite:
+            for path in ours:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            ours = []
+        for path in self.folder.glob(".level_*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+        if not ours:
+            return {}
+        advice = "choose another --name, or give --overwrite to replace it"
+        if not record.is_file():
+            raise UserError(
+                f"{self.folder}: has {ours[0].name} but no {RECORD}, so it is not a run to go on with; {advice}"
+            )
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+            there = content["settings"]
+            self.took = {int(level): float(seconds) for level, seconds in content["took"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{record}: cannot be read ({error}); {advice}") from error
+        different = differences(there, self.settings)
+        if different:
+            raise UserError(f"{self.folder}: holds a run with other settings ({'; '.join(different)}); {advice}")
+        found = {}
+        for level in self.settings["levels"]:
+            if (self.level_folder(level) / DATA).is_file():
+                found[level] = read_data(self.level_folder(level) / DATA)
+                self.pages[level] = self._page(level, found[level])
+        return found
+
+    def write_level(self, level: int, data: LevelData, took: float) -> Path:
+        """Write the folder of a level, and all pages anew so that they lead to it.
+
+        Args:
+            level: which.
+            data: its codes, sound and settings.
+            took: seconds that it took.
+
+        Returns:
+            The level's folder.
+
+        Raises:
+            UserError: it cannot be written; levels written before are untouched.
+        """
+        self.took[level] = took
+        place = self.level_folder(level)
+        beside = self.folder / f".level_{level}.{os.getpid()}.partial"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            self._record()
+            for index, audio in enumerate(data.audio.numpy()):
+                write_wav(beside / f"item_{index}.wav", audio, self.sample_rate)
+                write_png(beside / f"item_{index}.png", mel_picture(audio[:, 0], self.sample_rate))
+            checkpoint.save(beside / DATA, data.plain())
+            self.pages[level] = self._page(level, data)
+            if place.exists():  # an incomplete folder that somebody took the data out of
+                shutil.rmtree(place)
+            beside.rename(place)
+            self.write_pages()
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or place}: cannot be written ({error.strerror or error}); free space or change --name"
+            ) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return place
+
+    def write_pages(self) -> None:
+        """Write the page of every level that there is, and the run's own, which shows the finest."""
+        for level, page in self.pages.items():
+            links = {other: f"../level_{other}/index.html" for other in self.pages}
+            write_page(self.level_folder(level) / "index.html", page, links)
+        finest = min(self.pages)
+        links = {other: "index.html" if other == finest else f"level_{other}/index.html" for other in self.pages}
+        write_page(self.folder / "index.html", self.pages[finest], links, prefix=f"level_{finest}/")
+
+    def _record(self) -> None:
+        content = {
+            "version": __version__,
+            "argv": self.argv,
+            "settings": self.settings,
+            "took": {str(level): round(seconds, 3) for level, seconds in self.took.items()},
+        }
+        checkpoint.write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def _page(self, level: int, data: LevelData) -> LevelPage:
+        items = [
+            PageItem(
+                index=index,
+                audio=f"item_{index}.wav",
+                picture=f"item_{index}.png",
+                seconds=len(audio) / self.sample_rate,
+                wave=wave_path(audio[:, 0].clip(-1, 1)),
+            )
+            for index, audio in enumerate(data.audio.numpy())
+        ]
+        took = [("took", clock(self.took[level]))] if level in self.took else []
+        return LevelPage(
+            title=self.folder.resolve().name,
+            level=level,
+            items=items,
+            facts=[*self.facts, *took],
+            settings=self.details.get(level, ()),
+            codes=DATA,
+        )
+
+
+def decode(
+    decoder: Callable[..., Tensor], codes: Sequence[Tensor], level: int, *, empty: int, device: torch.device
+) -> Tensor:
+    """Sound of the items of this process, on the CPU, one item at a time so that memory does not grow with them.
+
+    Args:
+        decoder: the codec's ``decode``.
+        codes: of all levels, ``[items, …]``.
+        level: the level to decode.
+        empty: samples an item, for a process without items.
+        device: where the codec is.
+    """
+    upward = [each.to(device) for each in codes[level:]]
+    sounds = [decoder([each[i : i + 1] for each in upward], start_level=level).cpu() for i in range(upward[0].shape[0])]
+    return torch.cat(sounds) if sounds else torch.zeros(0, empty, 1)
