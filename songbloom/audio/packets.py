@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +61,37 @@ class _Scan:
     last: int = 0  # duration of the last packet, 0 if unsaid
 
 
+def _told_skips(packet: Any) -> tuple[int, int]:
+    """Samples to drop at a packet's beginning and at its end, as the container's reader says."""
+    if not packet.has_sidedata("skip_samples"):
+        return 0, 0
+    begin, end = struct.unpack("<II", memoryview(packet.get_sidedata("skip_samples"))[:8])
+    return begin, end
+
+
 def _scan(container: Any, stream: Any) -> _Scan:
     import av
 
     scan = _Scan([], [])
     samples_a_tick = float(stream.time_base * stream.rate)
+    latest: deque[Any] = deque(maxlen=2)
     try:
         for packet in container.demux(stream):
             if not packet.size or packet.pos is None:
                 continue
-            if not scan.sizes and packet.pts is not None:
-                scan.before_zero = max(0, -round(packet.pts * samples_a_tick))
             scan.positions.append(packet.pos)
             scan.sizes.append(packet.size)
-            scan.last = round((packet.duration or 0) * samples_a_tick)
-            if packet.has_sidedata("skip_samples"):
-                begin, end = struct.unpack("<II", memoryview(packet.get_sidedata("skip_samples"))[:8])
-                scan.skip = max(scan.skip, begin) if len(scan.sizes) <= 2 else scan.skip
-                scan.discard = end
+            latest.append(packet)
+            if len(scan.sizes) == 1 and packet.pts is not None:
+                scan.before_zero = max(0, -round(packet.pts * samples_a_tick))
+            if len(scan.sizes) <= 2:  # asking each packet would take four times as long
+                scan.skip = max(scan.skip, _told_skips(packet)[0])
     except av.error.FFmpegError as error:
         if not scan.sizes:
             raise SourceError(describe(error)) from error  # of a file that is cut, what came before counts
+    for packet in latest:
+        scan.discard = max(scan.discard, _told_skips(packet)[1])
+        scan.last = round((packet.duration or 0) * samples_a_tick)
     return scan
 
 

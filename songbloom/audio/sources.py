@@ -97,12 +97,10 @@ def open_source(path: Path) -> Source:
     """Open any audio file; what it is is told by its content, not by its name.
 
     Raises:
-        SourceError: it cannot be read, in words.
+        SourceError: its content cannot be read, in words.
+        OSError: it is missing or may not be read.
     """
-    try:
-        magic = _magic(path)
-    except OSError as error:
-        raise SourceError(describe(error)) from error
+    magic = _magic(path)
     if not magic:
         raise SourceError("is empty")
     if magic in _PLAIN_MAGIC:
