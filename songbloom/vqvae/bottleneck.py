@@ -121,7 +121,7 @@ class Codebook(nn.Module):
         Raises:
             UserError: any other width.
         """
-        rows = x.float().transpose(1, 2).reshape(-1, x.shape[1])
+        rows = x.float().transpose(1, 2).contiguous().view(-1, x.shape[1])
         if x.shape[1] == self.width:
             return rows, _spread(rows)
         if x.shape[1] == 2 * self.width:
@@ -132,24 +132,28 @@ class Codebook(nn.Module):
         )
 
     @torch.no_grad()
-    def nearest(self, rows: Tensor) -> Tensor:
-        """Index of the nearest vector of each row ``[R, width]`` → int64 ``[R]``.
+    def nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Index (int64 ``[R]``) and squared distance (``[R]``) of the nearest vector of each row ``[R, width]``.
 
-        ``|x|²`` is the same for all vectors and left out. Rows go by in chunks, so memory doesn't grow with them.
+        Distances are rounded in the published order, ``(|x|² - 2 x·k) + |k|²``, which decides between vectors that are
+        nearly as near. Rows go by in chunks, so memory doesn't grow with them.
         """
         transposed = self.codebook.t()
-        norms = self.codebook.square().sum(dim=1)
+        norms = transposed.square().sum(dim=0)
         codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+        nearest = rows.new_empty(len(rows))
         chunk = max(1, (CHUNK_ELEMENTS if rows.device.type == "cpu" else 64 * CHUNK_ELEMENTS) // self.l_bins)
         for start in range(0, len(rows), chunk):
-            distances = torch.addmm(norms, rows[start : start + chunk], transposed, alpha=-2)
-            torch.argmin(distances, dim=1, out=codes[start : start + chunk])
-        return codes
+            part = rows[start : start + chunk]
+            distances = part @ transposed
+            torch.sub(part.square().sum(dim=1, keepdim=True), distances, alpha=2, out=distances).add_(norms)
+            torch.min(distances, dim=1, out=(nearest[start : start + chunk], codes[start : start + chunk]))
+        return codes, nearest
 
     def encode(self, x: Tensor) -> Tensor:
         """``[N, W, T]`` → codes ``[N, T]``."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.nearest(self.rows(x)[0]).view(x.shape[0], x.shape[2])
+            return self.nearest(self.rows(x)[0])[0].view(x.shape[0], x.shape[2])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes ``[N, T]`` → ``[N, width, T]``."""
@@ -175,11 +179,11 @@ class Codebook(nn.Module):
             detached = rows.detach()
             if update and not self.initialised:
                 self._begin(detached, randomness)
-            codes = self.nearest(detached)
+            codes, distances = self.nearest(detached)
             looked_up = F.embedding(codes, self.codebook)
             metrics = self._update(detached, codes, randomness) if update else {}
             commit_loss = F.mse_loss(rows, looked_up)
-            metrics = {"fit": commit_loss.detach() * self.width, "pn": spread.detach(), **metrics}
+            metrics = {"fit": distances.mean(), "pn": spread.detach(), **metrics}
             quantised = _StraightThrough.apply(rows, looked_up) if self.training else looked_up
             batch, _, time = x.shape
             return codes.view(batch, time), quantised.view(batch, time, -1).transpose(1, 2), commit_loss, metrics
