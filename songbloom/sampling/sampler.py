@@ -44,8 +44,9 @@ class LevelPrior(Protocol):
         """The codes above that condition the window ``start … end``."""
         ...
 
-    def sample(self, n_samples: int, **settings: Any) -> Tensor:
-        """Codes of a whole window, the prompt first."""
+    @property
+    def sample(self) -> Callable[..., Tensor]:
+        """Writes codes of a whole window, the prompt first."""
         ...
 
 

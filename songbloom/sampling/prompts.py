@@ -1,0 +1,122 @@
+"""Where sampling begins: from nothing, from sound, or from the codes of an earlier run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from songbloom.audio.files import probe, read_audio
+from songbloom.errors import UserError
+from songbloom.sampling.run import read_data
+from songbloom.vqvae.vqvae import VQVAE
+
+
+def whole_codes(seconds: float, sample_rate: int, hop_length: int) -> int:
+    """Samples of the longest stretch of whole codes within ``seconds``: ``int(seconds * rate) // hop * hop``."""
+    return int(seconds * sample_rate) // hop_length * hop_length
+
+
+def empty_codes(items: int, levels: int) -> list[Tensor]:
+    """No codes yet, ``[items, 0]`` a level."""
+    return [torch.zeros(items, 0, dtype=torch.int64) for _ in range(levels)]
+
+
+def cut(codes: Sequence[Tensor], samples: int, hop_lengths: Sequence[int]) -> list[Tensor]:
+    """The codes of the first ``samples`` samples, at each level at most ``samples // hop``."""
+    return [each[:, : samples // hop] for each, hop in zip(codes, hop_lengths, strict=True)]
+
+
+def codes_from_file(path: Path | str, items: int | None, vqvae: VQVAE) -> list[Tensor]:
+    """The codes in a ``data.pth.tar``, those of its items repeated or left out until there are ``items``.
+
+    Args:
+        path: written by ``sample.py`` from any level.
+        items: how many are wanted; None takes all that there are.
+        vqvae: the codec that is to understand them.
+
+    Returns:
+        ``[items, …]`` int64 for each level, finest first; empty for levels that the file lacks.
+
+    Raises:
+        UserError: it is missing, damaged, or of a codec with other levels or codebooks.
+    """
+    codes = list(read_data(path).codes)
+    if len(codes) != vqvae.levels:
+        raise UserError(f"{path}: holds codes of {len(codes)} levels, and the model has {vqvae.levels}")
+    there = codes[0].shape[0]
+    if not there or any(each.shape[0] != there for each in codes):
+        raise UserError(f"{path}: its levels do not hold equally many items, at least one")
+    for level, each in enumerate(codes):
+        if each.numel() and not 0 <= int(each.min()) <= int(each.max()) < vqvae.l_bins:
+            raise UserError(
+                f"{path}: level {level} holds codes from {int(each.min())} to {int(each.max())}, but the model's are "
+                f"0 to {vqvae.l_bins - 1}: it was made with another codec"
+            )
+    if not any(each.shape[1] for each in codes):
+        raise UserError(f"{path}: holds no codes at any level")
+    chosen = [item % there for item in range(there if items is None else items)]
+    return [each[chosen] for each in codes]
+
+
+def codes_from_audio(
+    paths: Sequence[Path | str], items: int, vqvae: VQVAE, seconds: float | None, longest: int
+) -> list[Tensor]:
+    """The beginning of sound files as codes of every level; files are taken again and again until there are ``items``.
+
+    Args:
+        paths: sound files of any kind that can be read, mixed to mono.
+        items: how many items are wanted.
+        vqvae: the codec.
+        seconds: how much of each file; None takes as much as the shortest of them has.
+        longest: samples at most.
+
+    Returns:
+        ``[items, …]`` int64 for each level, finest first.
+
+    Raises:
+        UserError: a file cannot be read or is shorter than ``seconds``; the prompt is shorter than one code.
+    """
+    if not paths:
+        raise UserError("--mode=primed needs sound to begin from: give --audio_file=a.wav,b.mp3")
+    used = [Path(path) for path in paths][:items]
+    hop, rate = vqvae.hop_lengths[-1], vqvae.sample_rate
+    lengths = {path: float(probe(path).duration) for path in used}
+    shortest = min(used, key=lambda path: lengths[path])
+    if seconds is None:
+        length = min(whole_codes(lengths[shortest], rate, hop), longest // hop * hop)
+    else:
+        length = whole_codes(seconds, rate, hop)
+        if lengths[shortest] * rate < length:
+            raise UserError(
+                f"{shortest}: is {lengths[shortest]:.2f} s long, shorter than --prompt_length_in_seconds={seconds:g}"
+            )
+        if length > longest:
+            raise UserError(
+                f"--prompt_length_in_seconds={seconds:g} is longer than the sample of {longest / rate:.2f} s; "
+                "give a longer --sample_length_in_seconds"
+            )
+    if not length:
+        raise UserError(f"{shortest}: the prompt is shorter than one code of {hop / rate:.3f} s; give more of it")
+    device = next(vqvae.parameters()).device
+    by_file = []
+    for path in used:
+        sound = read_audio(path, sample_rate=rate, length=length).mean(axis=1, keepdims=True)
+        sound = np.pad(sound, ((0, length - len(sound)), (0, 0)))  # a duration that rounds up may lack a sample
+        by_file.append([each.cpu() for each in vqvae.encode(torch.from_numpy(sound)[None].to(device))])
+    chosen = [item % len(used) for item in range(items)]
+    return [torch.cat([by_file[file][level] for file in chosen]) for level in range(vqvae.levels)]
+
+
+def digest(codes: Sequence[Tensor]) -> str:
+    """A short name for codes; empty when there are none."""
+    if not any(each.numel() for each in codes):
+        return ""
+    hashed = hashlib.blake2b(digest_size=16)
+    for each in codes:
+        hashed.update(f"{tuple(each.shape)}\0".encode() + each.cpu().numpy().tobytes())
+    return hashed.hexdigest()
