@@ -2,14 +2,13 @@
 
     python train.py --hps=small_vqvae --name=codec --audio_files_dir=songs --labels=False --bs=4 --train --aug_shift
     mpiexec -n 4 python train.py --hps=small_vqvae,small_prior,all_fp16,cpu_ema --name=prior --prior --level=1 \\
-        --restore_vqvae=logs/codec/checkpoint_latest.pth.tar --audio_files_dir=songs --labels=False --bs=4 --train --test
+        --restore_vqvae=logs/codec/checkpoint_latest.pth.tar --audio_files_dir=songs --labels=False --bs=4 --train
 
 ``--help`` tells every option. The same command again goes on from the last checkpoint in ``logs/{name}``.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 
 from hparams import training_command
-from make_models import derive_sample_length, fetch, make_prior, make_vqvae
+from make_models import fetch, make_prior, make_vqvae
 from songbloom import distributed
 from songbloom.data.dataset import ChunkDataset
 from songbloom.distributed import say
 from songbloom.errors import UserError
-from songbloom.hyperparams import Hyperparams
+from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
 from songbloom.training.resume import Beginning, begin, find_beginning, restore_key
@@ -45,12 +44,14 @@ def main() -> int:
     kind = "prior" if hps.prior else "vqvae"
     folder = Path(hps.local_logdir) / hps.name
     choose_matrix_products(hps)
-    hps.sample_length = chunk_length(hps)
 
     beginning = find_beginning(folder, hps, kind)
+    task = make_task(hps, beginning, place.device)
     train_set = ChunkDataset(hps, split="train")
     test_set = ChunkDataset(hps, split="test") if hps.test else None
-    task = make_task(hps, beginning, train_set, place.device)
+    if kind == "vqvae":
+        saved = beginning.content["hps"].get("bandwidth") if beginning.content is not None else None
+        hps.bandwidth = task.model.bandwidth = saved or measure_bandwidth(train_set, sample_rate=hps.sr)
     state = TrainingState(task, hps, [sys.executable, *sys.argv])
     torch.manual_seed(rank_seed(hps))  # for dropout; all other choices have generators of their own
     begin(state, beginning, fetch)
@@ -76,38 +77,36 @@ def check(hps: Hyperparams) -> None:
 
 
 def choose_matrix_products(hps: Hyperparams) -> None:
-    """On CUDA, float32 products may round their factors to TF32's 10 bits, unless ``--precision=fp32`` asks for all 23."""
+    """On CUDA, float32 products may round factors to TF32's 10 bits, unless ``--precision=fp32`` asks for all 23."""
     exact = hps.precision == "fp32"
     torch.backends.cuda.matmul.allow_tf32 = not exact
     torch.backends.cudnn.allow_tf32 = not exact
 
 
-def chunk_length(hps: Hyperparams) -> int:
-    """Samples of a chunk: what was asked for with a codec; with a prior, exactly its context."""
-    if not hps.prior:
-        return derive_sample_length(hps)
-    hop = math.prod(s**d for s, d in zip(hps.strides_t[: hps.level + 1], hps.downs_t[: hps.level + 1], strict=True))
-    length = hps.n_ctx * hop
-    if hps.sample_length not in (0, length):
-        say(f"sample_length: {length} (n_ctx={hps.n_ctx} codes of {hop} samples) in place of {hps.sample_length}")
-    return length
-
-
-def make_task(hps: Hyperparams, beginning: Beginning, train_set: ChunkDataset, device: torch.device) -> Task:
-    """The codec or prior with its data's measures, on its device."""
-    resumed = beginning.content is not None
+def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> Task:
+    """The codec or prior on its device; ``hps.sample_length`` becomes the length of its chunks."""
     # What a checkpoint of this run will overwrite need not be read (or downloaded) first.
-    trained: Any = hps.copy()
-    if resumed:
+    trained = hps.copy()
+    if beginning.content is not None:
         trained[restore_key("prior" if hps.prior else "vqvae")] = ""
-    if hps.prior:
-        vqvae = make_vqvae(hps, device)
-        return PriorTask(make_prior(trained, vqvae, device), vqvae, hps, resolve_precision(hps, device, say))
-    vqvae = make_vqvae(trained, device)
-    saved = beginning.content["hps"].get("bandwidth") if beginning.content is not None else None
-    hps.bandwidth = saved or measure_bandwidth(train_set)
-    vqvae.bandwidth = hps.bandwidth
-    return VQVAETask(vqvae, hps, codec_precision(hps, device, say))
+    if not hps.prior:
+        vqvae = make_vqvae(trained, device)
+        hps.sample_length = vqvae.sample_length
+        return VQVAETask(vqvae, hps, codec_precision(hps, device, say))
+    vqvae = make_vqvae(hps, device)
+    prior = make_prior(trained, vqvae, device)
+    if "sample_length" in given(hps) and hps.sample_length != prior.sample_length:
+        say(
+            f"sample_length: {prior.sample_length} (n_ctx={prior.n_ctx} codes of {prior.hop_length} samples) "
+            f"in place of {given(hps)['sample_length']}"
+        )
+    hps.sample_length = prior.sample_length
+    return PriorTask(prior, vqvae, hps, resolve_precision(hps, device, say))
+
+
+def given(hps: Hyperparams) -> dict[str, Any]:
+    """The values that somebody set on the command line."""
+    return {key: hps[key] for key, source in hps.sources.items() if source == COMMAND_LINE}
 
 
 if __name__ == "__main__":

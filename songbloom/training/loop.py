@@ -8,6 +8,7 @@ floating-point maximum over ranks would lose a NaN; then every rank skips the st
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from songbloom import distributed
-from songbloom.data.loader import make_loader
+from songbloom.data.loader import batches_in_epoch, make_loader
 from songbloom.errors import UserError
 from songbloom.training.logger import Averages, Logger, Progress
 from songbloom.training.optim import clipped_scale, gradient_norm
@@ -88,12 +89,6 @@ class Trainer:
 
     def _train(self) -> None:
         state = self.state
-        batches = len(self.train_set) // state.global_batch
-        if not batches:
-            raise UserError(
-                f"the training set has {len(self.train_set)} chunks and a step takes {state.global_batch} "
-                f"(bs={self.hps['bs']} on {self.world.size} ranks): lower --bs or --sample_length, or add songs"
-            )
         if distributed.any_rank(state.clock.left <= 0):
             self.finished = TIME_IS_UP
         if self.finished or self._is_over():
@@ -131,7 +126,6 @@ class Trainer:
 
     def _batches(self, dataset: Any, epoch: int, skip: int, *, shuffle: bool) -> Iterator[Tensor]:
         """Audio ``[N, T, 1]`` of each batch, on the device."""
-        dataset.set_epoch(epoch)
         loader = make_loader(
             dataset,
             batch=self.hps["bs"],
@@ -143,7 +137,12 @@ class Trainer:
             shuffle=shuffle,
             drop_last=shuffle,
         )
-        for batch in loader:
+        # Starting a loader draws from the global generator, which dropout uses: put it back, so that a run that starts
+        # loaders at other moments (after a stop) drops the same.
+        with torch.random.fork_rng(devices=[]):
+            batches = iter(loader)
+            first = list(itertools.islice(batches, 1))
+        for batch in itertools.chain(first, batches):
             yield batch["audio"].to(self.world.device, non_blocking=True)
 
     # ----------------------------------------------------------------------------------------------- one step
@@ -319,7 +318,7 @@ class Trainer:
         if self.hps["lr_use_linear_decay"] or self.hps["lr_use_cosine_decay"]:
             ends.append(self.hps["lr_start_linear_decay"] + self.hps["lr_decay"] - step)
         if self.train_set is not None:
-            batches = len(self.train_set) // self.state.global_batch
+            batches = batches_in_epoch(len(self.train_set), self.state.global_batch)
             left = (self.hps["epochs"] - self.state.position.epoch) * batches - self.state.position.batch
             ends.append(left / self.accumulate)
         return min(min(ends, default=math.inf) / max(speed, 1e-9), self.state.clock.left)

@@ -1,8 +1,8 @@
 """Where a run begins: afresh, from weights that the command names, or where its last checkpoint left off.
 
 The same command goes on from its last checkpoint. What the command asks of the beginning (``restore_vqvae``,
-``restore_prior``, ``reset_opt``, ``reset_step``) has been done once by then, so it counts only where it differs from what
-the checkpoint's own run was told.
+``restore_prior``, ``reset_opt``, ``reset_step``) has been done once by then, so it counts only where it differs from
+what the checkpoint's own run was told.
 """
 
 from __future__ import annotations
