@@ -1,0 +1,316 @@
+"""Render a corpus of real sung Japanese songs, offline and from nothing but this package and its voices.
+
+::
+
+    python -m songbloom.data.prepare.sung_corpus --output_dir corpus --songs 8 --seed 0
+
+Each song has original words, a generated melody and chords, a synthesised singer and a small band, at 48 kHz. The folder
+gets ``songs.jsonl`` (one song a line, for ``--data_jsonl``), ``manifest.json`` (parameters, credits, statistics) and
+``songs/NNNNN/`` with ``mix.flac``, ``vocals.flac``, ``backing.flac``, ``score.musicxml``, ``phonemes.json``,
+``phonemes.lab`` and ``song.json``. The same seed gives the same bytes. A run that was stopped goes on where it was; one
+with more ``--songs`` adds to what is there. See docs/sung_corpus.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from songbloom import __version__
+from songbloom.data.prepare.sung.render import GENERATOR_VERSION, Recipe, folder_of, is_complete, render_song
+from songbloom.data.prepare.sung.styles import STYLES
+from songbloom.data.prepare.sung.unusable import UnusableRendering
+from songbloom.data.prepare.sung.voices import SAMPLE_RATE, VOICES, Voice, choose_voices
+from songbloom.errors import UserError, did_you_mean
+
+_SHORTEST, _LONGEST = 5.0, 300.0
+_voices: dict[str, Voice] = {}  # voices loaded in this process; loading one takes longer than a phrase
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        hint = ""
+        if message.startswith("unrecognized"):
+            hint = did_you_mean(unknown, [name for name in self._option_string_actions if name.startswith("--")])
+        raise UserError(f"{message}{hint}; --help lists the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m songbloom.data.prepare.sung_corpus",
+        description="Render sung Japanese songs with words, scores and phoneme times, offline.",
+        epilog="A stopped run goes on where it was when the same command is given again. More --songs add songs.",
+        allow_abbrev=False,
+    )
+
+    def option(name: str, **more: Any) -> None:
+        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        parser.add_argument(*spellings, dest=name, **more)
+
+    option("output_dir", required=True, metavar="DIR", help="folder for the corpus; made if it does not exist")
+    option("songs", type=int, default=8, metavar="N", help="number of songs (default 8)")
+    option(
+        "seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="decides every song; the same seed gives the same bytes (default 0)",
+    )
+    option(
+        "seconds",
+        type=float,
+        default=30.0,
+        metavar="T",
+        help=f"length of a song, about; {_SHORTEST:g} to {_LONGEST:g} (default 30)",
+    )
+    option(
+        "voices",
+        default="auto",
+        metavar="LIST",
+        help=f"comma list of {', '.join(VOICES)}; auto: all that are installed",
+    )
+    option("styles", default="all", metavar="LIST", help=f"comma list of {', '.join(STYLES)} (default all)")
+    option(
+        "versions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="songs in a row that share one composition, sung by others in other keys (default 1)",
+    )
+    option("workers", type=int, default=1, metavar="N", help="processes; 0: one a CPU core (default 1)")
+    option("bits", type=int, default=16, choices=(16, 24), help="bits a sample of the flac files (default 16)")
+    return parser
+
+
+def _recipe(options: argparse.Namespace, voices: list[str]) -> Recipe:
+    for name, low in (("songs", 1), ("seed", 0), ("versions", 1), ("workers", 0)):
+        if getattr(options, name) < low:
+            raise UserError(f"--{name} is {getattr(options, name)}; it must be {low} or more")
+    if not _SHORTEST <= options.seconds <= _LONGEST:
+        raise UserError(f"--seconds is {options.seconds:g}; it must be between {_SHORTEST:g} and {_LONGEST:g}")
+    styles = list(STYLES) if options.styles == "all" else [s for s in options.styles.replace(" ", "").split(",") if s]
+    for style in styles:
+        if style not in STYLES:
+            raise UserError(f"--styles: no style {style!r}{did_you_mean(style, STYLES)}; there are {', '.join(STYLES)}")
+    if not styles:
+        raise UserError(f"--styles is empty; there are {', '.join(STYLES)}")
+    return Recipe(options.seed, options.seconds, tuple(voices), tuple(styles), options.versions, options.bits)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; raises :class:`UserError` when another run is writing there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot write there ({error.strerror})") from error
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on Windows
+            pass
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: another run is writing there; wait for it") from error
+        yield
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _make(output_dir: Path, recipe: Recipe, index: int) -> tuple[int, float, str | None]:
+    """Render one song in this process: its index, the seconds it took, and why it was given up if it was."""
+    begin = time.perf_counter()
+    try:
+        render_song(output_dir, recipe, index, _voices)
+    except UnusableRendering as problem:
+        return index, time.perf_counter() - begin, str(problem)
+    return index, time.perf_counter() - begin, None
+
+
+def _end_with_parent() -> None:
+    """Started in every worker: end when the command is killed, as nobody else would end the worker then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _make_all(
+    output_dir: Path, recipe: Recipe, missing: list[int], workers: int
+) -> Iterator[tuple[int, float, str | None]]:
+    """Render the missing songs, in this process or in several; results come as they are ready."""
+    if workers <= 1 or len(missing) <= 1:
+        for index in missing:
+            yield _make(output_dir, recipe, index)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_end_with_parent) as pool:
+        waiting = {pool.submit(_make, output_dir, recipe, index) for index in missing}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _line_of(about: dict[str, Any], index: int) -> dict[str, Any]:
+    """A song's object in ``songs.jsonl``; paths are relative to that file."""
+    folder = Path("songs") / f"{index:05d}"
+    same = (
+        "artist",
+        "genre",
+        "lyrics",
+        "language",
+        "group",
+        "title",
+        "seconds",
+        "tempo",
+        "meter",
+        "key",
+        "scale",
+        "voice",
+    )
+    return {
+        "audio_path": str(folder / "mix.flac"),
+        "idx": index,
+        **{name: about[name] for name in same},
+        "licence": about["voice_licence"],
+        "voice_credit": about["voice_credit"],
+        "vocals_path": str(folder / "vocals.flac"),
+        "backing_path": str(folder / "backing.flac"),
+        "musicxml_path": str(folder / "score.musicxml"),
+        "phonemes_path": str(folder / "phonemes.json"),
+        "lab_path": str(folder / "phonemes.lab"),
+        "song_path": str(folder / "song.json"),
+    }
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that decide the sound."""
+    versions = {}
+    for name in ("numpy", "pyopenjtalk-plus", "pysinsy", "pyworld", "soundfile"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict[int, str]) -> list[dict[str, Any]]:
+    """Write ``songs.jsonl`` and ``manifest.json`` from the songs on disk; returns what their ``song.json`` say."""
+    songs = [json.loads((folder_of(output_dir, i) / "song.json").read_text(encoding="utf-8")) for i in done]
+    rows = (json.dumps(_line_of(about, about["idx"]), ensure_ascii=False) + "\n" for about in songs)
+    _write_atomically(output_dir / "songs.jsonl", "".join(rows))
+    voices = {about["voice"] for about in songs}
+    manifest = {
+        "what": "sung Japanese songs rendered by songbloom.data.prepare.sung_corpus",
+        "songbloom": __version__,
+        "generator": GENERATOR_VERSION,
+        "parameters": {"songs": len(done) + len(failed), **recipe.plain()},
+        "sample_rate": SAMPLE_RATE,
+        "songs": len(songs),
+        "seconds": round(sum(about["seconds"] for about in songs), 3),
+        "artists": dict(sorted(Counter(about["artist"] for about in songs).items())),
+        "genres": dict(sorted(Counter(about["genre"] for about in songs).items())),
+        "median_error_cents": {about["idx"]: about["quality"]["median_error_cents"] for about in songs},
+        "redrawn": dict(sorted(Counter(r["reason"] for about in songs for r in about["redraws"]).items())),
+        "failed": {str(index): reason for index, reason in sorted(failed.items())},
+        "credits": [
+            {"voice": v.title, "licence": v.licence, "licence_url": v.licence_url, "credit": v.credit}
+            for v in VOICES.values()
+            if v.key in voices
+        ],
+        "words_and_music": "words and generated music: songbloom, Apache-2.0",
+        "packages": _packages(),
+    }
+    _write_atomically(output_dir / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    return songs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 1 when a song had to be given up. Raises :class:`UserError`."""
+    options = _parser().parse_args(arguments)
+    voices, notices = choose_voices(options.voices)
+    recipe = _recipe(options, voices)
+    output_dir = Path(options.output_dir)
+    for notice in notices:
+        print(notice, flush=True)
+    with _alone_in(output_dir):
+        for left_over in (output_dir / "songs").glob(".partial-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        missing = [i for i in range(options.songs) if not is_complete(folder_of(output_dir, i), recipe)]
+        kept = options.songs - len(missing)
+        if kept:
+            print(f"{kept} of {options.songs} songs are there already", flush=True)
+        begin, made, failed = time.perf_counter(), 0.0, {}
+        for number, (index, took, problem) in enumerate(
+            _make_all(output_dir, recipe, missing, options.workers or os.cpu_count() or 1), start=1
+        ):
+            if problem is not None:
+                failed[index] = problem
+                print(f"[{number}/{len(missing)}] song {index} is given up: {problem}", flush=True)
+                continue
+            about = json.loads((folder_of(output_dir, index) / "song.json").read_text(encoding="utf-8"))
+            made += about["seconds"]
+            print(
+                f"[{number}/{len(missing)}] song {index}: {about['seconds']:.1f} s, {about['artist']}, {about['genre']}, "
+                f"{about['key']}, {about['tempo']} bpm, {about['quality']['median_error_cents']:.1f} cents off, "
+                f"{len(about['redraws'])} redrawn, took {took:.1f} s",
+                flush=True,
+            )
+        took = time.perf_counter() - begin
+        done = [i for i in range(options.songs) if i not in failed]
+        songs = _write_lists(output_dir, recipe, done, failed)
+    redrawn = Counter(r["reason"] for about in songs for r in about["redraws"])
+    reasons = f" ({', '.join(f'{n} {reason}' for reason, n in sorted(redrawn.items()))})" if redrawn else ""
+    speed = f", {made:.0f} s rendered in {took:.1f} s ({made / took:.1f} times real time)" if made else ""
+    print(
+        f"{len(songs)} songs in {output_dir}{speed}; {sum(redrawn.values())} renderings redrawn{reasons}, {len(failed)} given up"
+    )
+    print(f"list: {output_dir / 'songs.jsonl'}")
+    return 1 if failed else 0
+
+
+def run() -> NoReturn:
+    """Entry of the command: a :class:`UserError` is one line and status 2, an interrupt one line and status 130."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"sung_corpus: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sung_corpus: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()
