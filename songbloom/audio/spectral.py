@@ -68,45 +68,92 @@ def _to_mono(audio: Tensor) -> Tensor:
     return audio.float().mean(dim=-1) if audio.ndim == 3 else audio.float()
 
 
-def _frame(audio: Tensor, stft: STFT) -> Tensor:
-    """The windowless frames ``[N, frames, window_size]`` (a view) of ``audio [N, T]``.
+def _pad(audio: Tensor, stft: STFT) -> tuple[Tensor, int]:
+    """``audio [N, T]`` reflected at both ends as far as its frames reach, and how many frames there are.
 
     Only the samples under the window are taken. The zeros that would pad a frame to ``n_fft`` on its left only turn the
     phases, so a transform that pads on the right alone has the same magnitudes.
     """
-    half = stft.n_fft // 2
-    if audio.shape[-1] <= half:
+    half, time = stft.n_fft // 2, audio.shape[-1]
+    if time <= half:
         raise UserError(
-            f"audio of {audio.shape[-1]} samples is too short for an STFT of size {stft.n_fft}, which needs more than "
+            f"audio of {time} samples is too short for an STFT of size {stft.n_fft}, which needs more than "
             f"{half}: use longer samples (sample_length) or smaller multispec_loss_n_fft"
         )
     left = half - (stft.n_fft - stft.window_size) // 2
-    frames = audio.shape[-1] // stft.hop_length + 1
-    right = (frames - 1) * stft.hop_length - left + stft.window_size - audio.shape[-1]
-    padded = F.pad(audio[:, None], (left, max(0, right)), mode="reflect")[:, 0]
-    return padded.unfold(-1, stft.window_size, stft.hop_length)[:, :frames]
+    frames = (time + 2 * half - stft.n_fft) // stft.hop_length + 1
+    right = max(0, (frames - 1) * stft.hop_length - left + stft.window_size - time)
+    return F.pad(audio[:, None], (left, right), mode="reflect")[:, 0], frames
 
 
-class _Spectrum(torch.autograd.Function):
-    """Frames ``[N, F, window]`` → complex spectrum ``[N, F, n_fft // 2 + 1]``, with the cheap adjoint.
+def _window(stft: STFT, device: torch.device) -> Tensor:
+    return torch.hann_window(stft.window_size, device=device)
 
-    PyTorch's own derivative of a real transform runs a full complex one; the adjoint is a real inverse transform of the
-    gradient, whose inner frequencies are halved because that inverse counts them twice.
+
+def _transform(padded: Tensor, stft: STFT, frames: int) -> Tensor:
+    """Padded audio ``[N, P]`` → complex spectrum ``[N, frames, n_fft // 2 + 1]``."""
+    framed = padded.unfold(-1, stft.window_size, stft.hop_length)[:, :frames]
+    return torch.fft.rfft(framed * _window(stft, padded.device), n=stft.n_fft)
+
+
+def _adjoint(gradient: Tensor, stft: STFT, length: int) -> Tensor:
+    """The adjoint of :func:`_transform`: gradient of the spectrum (overwritten) → gradient of the padded audio.
+
+    PyTorch's own derivative of a real transform runs a full complex one. This is a real inverse transform of the
+    gradient, whose inner frequencies are halved because that inverse counts them twice; then frames are added up where
+    they overlap, a hop's worth of all frames at a time.
+    """
+    inner = slice(1, -1) if stft.n_fft % 2 == 0 else slice(1, None)
+    gradient[..., inner] *= 0.5
+    framed = torch.fft.irfft(gradient, n=stft.n_fft, norm="forward")[..., : stft.window_size]
+    framed = framed * _window(stft, framed.device)
+    hop, frames = stft.hop_length, framed.shape[1]
+    hops = -(-stft.window_size // hop)
+    added = framed.new_zeros(framed.shape[0], max(frames + hops - 1, -(-length // hop)), hop)
+    for index in range(hops):
+        part = framed[..., index * hop : (index + 1) * hop]
+        added[:, index : index + frames, : part.shape[-1]] += part
+    return added.flatten(1)[:, :length]
+
+
+class _Magnitudes(torch.autograd.Function):
+    """Padded audio ``[N, P]`` → magnitudes ``[N, frames, n_fft // 2 + 1]``."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, stft: STFT, frames: int) -> Tensor:
+        spectrum = _transform(padded, stft, frames)
+        ctx.stft, ctx.length = stft, padded.shape[1]
+        ctx.save_for_backward(spectrum)
+        return spectrum.abs()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (spectrum,) = ctx.saved_tensors
+        return _adjoint(spectrum.sgn() * gradients[0], ctx.stft, ctx.length), None, None
+
+
+class _Distances(torch.autograd.Function):
+    """Padded audio ``[K * N, P]`` and magnitudes ``[N, F, B]`` of targets → distances ``[K, N]`` of magnitudes.
+
+    The derivative of ``|| |S| - M ||`` by ``S`` is ``(1 - M / |S|) S`` over the norm: one pass, where separate ones
+    would each write a spectrogram. It is taken as 0 where ``S`` or the norm is 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, n_fft: int) -> Tensor:
-        ctx.n_fft, ctx.window_size = n_fft, frames.shape[-1]
-        return torch.fft.rfft(frames, n=n_fft)
+    def forward(ctx: Any, padded: Tensor, target: Tensor, stft: STFT) -> Tensor:
+        spectrum = _transform(padded, stft, target.shape[1])
+        magnitude = spectrum.abs().view(-1, *target.shape)
+        norms = torch.linalg.vector_norm((magnitude - target).flatten(2), dim=2)
+        ctx.stft, ctx.length = stft, padded.shape[1]
+        ctx.save_for_backward(spectrum, magnitude, target, norms)
+        return norms
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0] * 0.5
-        gradient[..., 0] *= 2
-        if ctx.n_fft % 2 == 0:
-            gradient[..., -1] *= 2
-        frames = torch.fft.irfft(gradient, n=ctx.n_fft, norm="forward")
-        return frames[..., : ctx.window_size], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        spectrum, magnitude, target, norms = ctx.saved_tensors
+        scale = torch.where(norms > 0, gradients[0] / norms, 0.0)[:, :, None, None]
+        factor = torch.where(magnitude > 0, (1 - target / magnitude) * scale, 0.0)
+        return _adjoint(spectrum * factor.flatten(0, 1), ctx.stft, ctx.length), None, None
 
 
 def magnitudes(audio: Tensor, stft: STFT = DEFAULT_STFT) -> Tensor:
@@ -117,15 +164,18 @@ def magnitudes(audio: Tensor, stft: STFT = DEFAULT_STFT) -> Tensor:
         stft: sizes of the transform.
 
     Returns:
-        float32 ``[N, frames, n_fft // 2 + 1]`` with ``T // hop_length + 1`` frames.
+        float32 ``[N, frames, n_fft // 2 + 1]`` with ``T // hop_length + 1`` frames (for an even ``n_fft``).
 
     Raises:
-        UserError: the audio is shorter than half a transform.
+        UserError: the audio is no longer than half a transform.
     """
     with torch.autocast(audio.device.type, enabled=False):
-        mono = _to_mono(audio)
-        window = torch.hann_window(stft.window_size, device=mono.device)
-        return _Spectrum.apply(_frame(mono, stft) * window, stft.n_fft).abs()
+        return _Magnitudes.apply(*_arguments(audio, stft))
+
+
+def _arguments(audio: Tensor, stft: STFT) -> tuple[Tensor, STFT, int]:
+    padded, frames = _pad(_to_mono(audio), stft)
+    return padded, stft, frames
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -174,10 +224,9 @@ class Target:
 
     def distances(self, outputs: Tensor) -> Tensor:
         """:func:`spectral_loss` of each of ``outputs [K, N, T, C]`` against the target, ``[K, N]``."""
-        count, batch = outputs.shape[:2]
-        spectrum = magnitudes(outputs.flatten(0, 1), self.stft)
-        difference = spectrum.view(count, batch, *spectrum.shape[1:]) - self.magnitudes
-        return torch.linalg.vector_norm(difference.flatten(2), dim=2)
+        with torch.autocast(outputs.device.type, enabled=False):
+            padded, _ = _pad(_to_mono(outputs.flatten(0, 1)), self.stft)
+            return _Distances.apply(padded, self.magnitudes, self.stft)
 
     def norms(self) -> Tensor:
         """Frobenius norm of each target's magnitudes, ``[N]``."""
