@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from songbloom.transformer.blocks import Transformer, TransformerConfig
 
 
+# Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
+# fast as with a hint of 1, and four are a third faster (measured on an Intel machine with AVX-512).
+PACKING_ROWS = 16
+
+
 class FastLinear(Protocol):
     """A linear map on ``[rows, in]`` with its weights prepared."""
 
@@ -71,7 +76,7 @@ class PackedLinear:
     """A linear map with weights in oneDNN's own order."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str = "") -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKING_ROWS)
         self.bias = bias
         self.activation, self.algorithm, _ = _FUSED[activation]
         self._call = torch.ops.mkldnn._linear_pointwise.default
