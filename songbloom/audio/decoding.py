@@ -45,6 +45,10 @@ def describe(error: Exception) -> str:
     return str(reason).strip().rstrip(".") or "cannot be decoded"
 
 
+# FFmpeg's "mp3" and "mp2" compute in 16 bits; for Opus there is the reference decoder.
+_BEST_DECODERS = {"mp3": "mp3float", "mp2": "mp2float", "opus": "libopus"}
+
+
 @dataclass(frozen=True)
 class DecoderSetup:
     """What a fresh decoder has to be told."""
@@ -58,8 +62,8 @@ class DecoderSetup:
         """A fresh FFmpeg decoder that trims nothing by itself."""
         import av
 
-        # For Opus its reference decoder, where FFmpeg was built with it.
-        name = "libopus" if self.codec == "opus" and "libopus" in av.codecs_available else self.codec
+        name = _BEST_DECODERS.get(self.codec, self.codec)
+        name = name if name in av.codecs_available else self.codec
         context: Any = av.CodecContext.create(name, "r")
         if self.extradata:
             context.extradata = self.extradata

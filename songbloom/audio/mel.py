@@ -11,6 +11,7 @@ import numpy as np
 
 from songbloom.audio.files import whole_file
 
+_FLOOR_DB = -100.0  # of silence
 _RANGE_DB = 80.0  # what lies further below the loudest place is drawn black
 
 # From silence to loud: (red, green, blue) at equal steps, chosen so that lightness rises evenly.
@@ -51,7 +52,7 @@ def log_mel(audio: np.ndarray, sample_rate: int, *, bands: int = 128, hop_length
         power = librosa.feature.melspectrogram(
             y=samples, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=bands, pad_mode="constant"
         )
-    return librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None).astype(np.float32)
+    return np.maximum(librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None), _FLOOR_DB).astype(np.float32)
 
 
 def mel_picture(audio: np.ndarray, sample_rate: int, *, height: int = 128, max_width: int = 1024) -> np.ndarray:
@@ -72,8 +73,8 @@ def mel_picture(audio: np.ndarray, sample_rate: int, *, height: int = 128, max_w
         widths = np.diff(np.append(edges, frames.shape[1]))
         power = np.add.reduceat(10.0 ** (frames.astype(np.float64) / 10), edges, axis=1) / widths
         frames = 10 * np.log10(power)
-    loudest = max(float(frames.max()), -99.0)  # 1 dB above the floor of silence
-    shade = np.clip((frames - loudest) / _RANGE_DB + 1, 0, 1) if loudest > -99.0 else np.zeros_like(frames)
+    loudest = float(frames.max())
+    shade = np.clip((frames - loudest) / _RANGE_DB + 1, 0, 1) if loudest > _FLOOR_DB + 1 else np.zeros_like(frames)
     steps = np.linspace(0, 1, len(_COLOURS))
     picture = np.stack([np.interp(shade, steps, _COLOURS[:, colour]) for colour in range(3)], axis=-1)
     return np.ascontiguousarray(picture[::-1].round().astype(np.uint8))

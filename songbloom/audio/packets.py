@@ -129,7 +129,8 @@ def build_packet_table(path: Path) -> PacketTable:
             codec = _KINDS.get(context.name)
             if codec is None:
                 raise SourceError(f"holds {context.name} audio, which cannot be read here")
-            setup = DecoderSetup(codec, context.extradata, context.sample_rate or 44100, context.layout.name)
+            layout = context.layout.name if context.layout.nb_channels else ""
+            setup = DecoderSetup(codec, context.extradata, context.sample_rate or 44100, layout)
             scan = _scan(container, stream)
             itunes = _itunes_length(container)
             durations_told = "mp4" in container.format.name or codec == "flac"

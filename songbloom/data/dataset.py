@@ -158,8 +158,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         """One chunk.
 
         Returns:
-            ``audio`` float32 ``[sample_length, 1]``; ``song``, a position in ``.songs``; ``offset`` in the song, samples;
-            ``replaced``: 1 if another item took the place of one that cannot be read, else 0.
+            ``audio`` float32 ``[sample_length, 1]``; ``song``, a position in ``.songs``; ``offset`` in that song, in
+            samples; ``replaced``: 1 if another item took the place of one that cannot be read, else 0.
 
         Raises:
             UserError: neither this item nor any of many others can be read.

@@ -23,7 +23,7 @@ import numpy as np
 
 from songbloom import distributed
 from songbloom.audio.decoding import Source, SourceError
-from songbloom.audio.files import length_at, whole_file
+from songbloom.audio.files import ABSURD, length_at, whole_file
 from songbloom.audio.sources import open_source
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
@@ -99,15 +99,16 @@ def is_silent(source: Source) -> bool:
     """Whether no sample of the file exceeds :data:`SILENCE_DB`; reading stops at the first that does.
 
     Raises:
-        SourceError: the file is damaged before its first sound, or holds values that are no numbers there.
+        SourceError: the file is damaged before its first sound, or holds values that are no audio there.
     """
     limit = 10 ** (SILENCE_DB / 20)
     step = source.sample_rate
     for start in range(0, source.frames, step):
         block = source.read(start, min(start + step, source.frames))
-        if not np.isfinite(block).all():
-            raise SourceError(f"holds values that are no numbers near {start / source.sample_rate:.0f} s")
-        if np.abs(block).max(initial=0.0) > limit:
+        loudest = float(np.abs(block).max(initial=0.0))  # NaN if there is any
+        if not loudest < ABSURD:
+            raise SourceError(f"is damaged near {start / source.sample_rate:.0f} s (values that are no audio)")
+        if loudest > limit:
             return False
     return True
 
@@ -264,23 +265,23 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> Iterator[dic
                     break
                 finished, _ = wait(running, timeout=_WORD_EVERY, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    path = running.pop(future)
-                    done += 1
+                    path = running[future]
                     try:
-                        facts = future.result()
+                        result[path] = facts = future.result()
+                        cache.put(path, todo[path].st_size, todo[path].st_mtime_ns, facts)
                     except OSError as error:
                         result[path] = (error.strerror or str(error)).lower()
-                        continue
-                    result[path] = facts
-                    cache.put(path, todo[path].st_size, todo[path].st_mtime_ns, facts)
+                    del running[future]
+                    done += 1
                 if time.monotonic() - word > _WORD_EVERY:
                     word = time.monotonic()
                     cache.save()
                     print(f"data: {done} of {len(todo)} new files examined", flush=True)
                     yield None
         finally:
-            for future in running:
-                future.cancel()
+            for future, path in running.items():  # only if interrupted
+                if not future.cancel() and future.done() and not future.exception():
+                    cache.put(path, todo[path].st_size, todo[path].st_mtime_ns, future.result())
             cache.save()  # so that an interrupted search goes on from here
     yield result
 
