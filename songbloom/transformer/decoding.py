@@ -8,20 +8,20 @@ other devices weights are only cast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from songbloom.errors import UserError
 from songbloom.transformer.attention import Geometry
 from songbloom.transformer.cache import DecodingCache, attend_chunk, step_window
-from songbloom.transformer.layers import LAYER_NORM_EPS, QUICK_GELU_SLOPE, layer_norm
-from songbloom.transformer.patterns import AttentionFunction
+from songbloom.transformer.layers import QUICK_GELU_SLOPE, activation_named, layer_norm
 
 if TYPE_CHECKING:
-    from songbloom.transformer.blocks import Transformer, TransformerConfig
+    from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
 
 
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
@@ -43,8 +43,39 @@ class FastLinear(Protocol):
         ...
 
 
+class PlainLinear:
+    """A linear map with weights in the computing dtype; they are the given ones where that is their dtype already.
+
+    Args:
+        weight, bias: ``[out, in]`` and ``[out]``.
+        activation: applied by ``__call__``; none if empty.
+        scale: multiplies what ``added_to`` adds.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str = "",
+        *,
+        dtype: torch.dtype | None = None,
+        after: str = "",
+        scale: float = 1.0,
+    ) -> None:
+        dtype = dtype or weight.dtype
+        self.weight, self.bias, self.scale = weight.detach().to(dtype), bias.detach().to(dtype), scale
+        self.activation = activation_named(activation) if activation else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.activation is None else self.activation(y)
+
+    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(residual, F.linear(x, self.weight, self.bias), alpha=self.scale)
+
+
 # Activation → name and algorithm in oneDNN, and the factor its input is multiplied by. quick-GELU is swish of the
-# scaled input, divided by the same factor again, which the weights around it take in.
+# scaled input, divided by the same factor again, which the weights before and after it take in.
 _FUSED = {
     "": ("none", "", 1.0),
     "relu": ("relu", "", 1.0),
@@ -54,31 +85,29 @@ _FUSED = {
 }
 
 
-class PlainLinear:
-    """A linear map with weights in the computing dtype."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str = "") -> None:
-        self.weight, self.bias, self.activation = weight, bias, _FUSED[activation][0]
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        if self.activation == "swish":
-            return F.silu(y, inplace=True)
-        if self.activation == "gelu":
-            return F.gelu(y, approximate="tanh")
-        return y.relu_() if self.activation == "relu" else y
-
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias).add_(residual)
-
-
 class PackedLinear:
-    """A linear map with weights in oneDNN's own order."""
+    """A linear map with a copy of the weights in oneDNN's own order.
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, activation: str = "") -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKING_ROWS)
-        self.bias = bias
-        self.activation, self.algorithm, _ = _FUSED[activation]
+    Args:
+        weight, bias, activation, scale: as in :class:`PlainLinear`.
+        after: the activation of the map that makes the input.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str = "",
+        *,
+        dtype: torch.dtype | None = None,
+        after: str = "",
+        scale: float = 1.0,
+    ) -> None:
+        dtype = dtype or weight.dtype
+        self.activation, self.algorithm, slope = _FUSED[activation]
+        weight = (weight.detach().float() * (slope * scale / _FUSED[after][2])).to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKING_ROWS)
+        self.bias = (bias.detach().float() * (slope * scale)).to(dtype)
         self._call = torch.ops.mkldnn._linear_pointwise.default
         self._call_added = torch.ops.mkldnn._linear_pointwise.binary
 
@@ -102,35 +131,31 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class LayerWeights:
-    """One layer's weights, prepared: norms as (weight, bias), linear maps as :class:`FastLinear`."""
+    """One layer's weights, prepared: norms as (weight, bias) in float32, linear maps as :class:`FastLinear`."""
 
-    def __init__(
-        self,
-        state: dict[str, torch.Tensor],
-        config: TransformerConfig,
-        function: AttentionFunction,
-        dtype: torch.dtype,
-        kind: Callable[[torch.Tensor, torch.Tensor, str], FastLinear],
-    ) -> None:
-        def prepared(name: str, scale: float = 1.0, bias_scale: float = 1.0, activation: str = "") -> FastLinear:
-            weight, bias = state[f"{name}.weight"].float() * scale, state[f"{name}.bias"].float() * bias_scale
-            return kind(weight.to(dtype), bias.to(dtype), activation)
+    def __init__(self, layer: TransformerLayer, config: TransformerConfig, dtype: torch.dtype, packed: bool) -> None:
+        def prepared(module: nn.Linear, activation: str = "", after: str = "", scale: float = 1.0) -> FastLinear:
+            kind = PackedLinear if packed else PlainLinear
+            return kind(module.weight, module.bias, activation, dtype=dtype, after=after, scale=scale)
 
-        slope, scale = _FUSED[config.activation][2], config.residual_scale
-        self.function = function
-        self.attention_norm = state["attention_norm.weight"].float(), state["attention_norm.bias"].float()
-        self.mlp_norm = state["mlp_norm.weight"].float(), state["mlp_norm.bias"].float()
-        crosses = function == AttentionFunction.ENCODER_DECODER
-        self.project = prepared("attention.query" if crosses else "attention.query_key_value")
-        self.output = prepared("attention.output")
-        self.up = prepared("mlp.up", slope, slope, config.activation)
-        self.down = prepared("mlp.down", scale / slope, scale)
+        def norm(module: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+            weight, bias = module.weight.detach(), module.bias.detach()
+            return weight.to(torch.float32, copy=packed), bias.to(torch.float32, copy=packed)
+
+        attention, mlp = layer.attention, layer.mlp
+        self.function = attention.function
+        self.attention_norm, self.mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
+        self.project = prepared(attention.query if attention.crosses else attention.query_key_value)
+        self.output = prepared(attention.output)
+        self.up = prepared(mlp.up, activation=config.activation)
+        self.down = prepared(mlp.down, after=config.activation, scale=config.residual_scale)
 
 
 class DecodingTransformer:
-    """A transformer's weights as they were when this was made, ready for :meth:`extend`.
+    """A transformer's weights, prepared for :meth:`extend`. Made by ``Transformer.for_decoding``.
 
-    Made by ``Transformer.for_decoding``. Later changes of the transformer's weights do not reach it.
+    Make it again when the weights have changed: packed weights are a copy that later changes do not reach. Where
+    nothing is packed (``packed`` is False) and the dtype is the model's, they are the model's own, at no extra memory.
     """
 
     def __init__(self, transformer: Transformer, dtype: torch.dtype) -> None:
@@ -138,11 +163,7 @@ class DecodingTransformer:
         self.config, self.dtype, self.device = transformer.config, dtype, weight.device
         self.packed = can_pack(dtype, weight.device)
         self._transformer = transformer
-        kind = PackedLinear if self.packed else PlainLinear
-        self.layers = [
-            LayerWeights(layer.state_dict(), self.config, function, dtype, kind)
-            for layer, function in zip(transformer.stack, transformer.funcs, strict=True)
-        ]
+        self.layers = [LayerWeights(layer, self.config, dtype, self.packed) for layer in transformer.stack]
         self.geometry: Geometry = self.config.geometry
         self.distinct: Sequence[int] = sorted(set(transformer.funcs))
         self.head_width = self.config.state // self.config.heads
@@ -178,7 +199,7 @@ class DecodingTransformer:
     def _finish(self, layer: LayerWeights, x: torch.Tensor, a: torch.Tensor | None) -> torch.Tensor:
         """The layer's output from its input and its attention before the output projection (None: zeros)."""
         y = x + layer.output.bias if a is None else layer.output.added_to(x, a)
-        h = torch.layer_norm(y, y.shape[-1:], *layer.mlp_norm, LAYER_NORM_EPS)
+        h = layer_norm(y, *layer.mlp_norm)
         scale = self.config.residual_scale
         return layer.down.added_to(y if scale == 1.0 else torch.lerp(x, y, scale), layer.up(h))
 
@@ -187,7 +208,7 @@ class DecodingTransformer:
         n, state, heads, d = x.shape[0], self.config.state, self.config.heads, self.head_width
         windows = {function: step_window(function, self.geometry, t) for function in self.distinct}
         for index, layer in enumerate(self.layers):
-            h = torch.layer_norm(x, x.shape[-1:], *layer.attention_norm, LAYER_NORM_EPS)
+            h = layer_norm(x, *layer.attention_norm)
             qkv = layer.project(h)
             slot, start, stop = windows[layer.function]
             row = qkv.shape[1]

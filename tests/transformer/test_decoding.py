@@ -1,0 +1,169 @@
+"""A few positions at a time equals the whole, by the plain and by the prepared path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from songbloom.errors import UserError
+from songbloom.transformer import decoding
+from songbloom.transformer.blocks import Transformer, TransformerConfig
+from songbloom.transformer.cache import DecodingCache, slots
+from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, PlainLinear, can_pack
+from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"width": 16, "n_ctx": 24, "heads": 2, "depth": 3, "attn_order": 2, "blocks": 6, "m_attn": 0.5}
+
+
+def fed(model: Transformer | DecodingTransformer, cache: DecodingCache, x: Tensor, sizes: list[int]) -> Tensor:
+    return torch.cat([model.extend(part, cache) for part in x.split(sizes, dim=1)], dim=1)
+
+
+def cuts(data: st.DataObject, n: int) -> list[int]:
+    """Chunk sizes that add up to n, single positions among them."""
+    sizes: list[int] = []
+    while n:
+        sizes.append(data.draw(st.sampled_from([1, 1, st.integers(1, n)]).flatmap(_as_strategy)))
+        n -= sizes[-1]
+    return sizes
+
+
+def _as_strategy(choice: Any) -> st.SearchStrategy[int]:
+    return choice if isinstance(choice, st.SearchStrategy) else st.just(choice)
+
+
+@examples(60)
+@given(configs(), seeds, st.booleans(), st.data())
+def test_any_chunks_equal_the_whole(config: TransformerConfig, seed: int, prepared: bool, data: st.DataObject) -> None:
+    model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
+    with torch.no_grad():
+        want = model(x, encoder_kv)
+    stepper = model.for_decoding() if prepared else model
+    cache = stepper.new_cache(2, encoder_kv=encoder_kv)
+    got = fed(stepper, cache, x, cuts(data, config.n_ctx))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=5e-5)
+    assert cache.length == config.n_ctx
+    cache.reset()  # what an earlier sequence left behind must not be seen
+    got = fed(stepper, cache, x.flip(0), cuts(data, config.n_ctx))
+    if encoder_kv is None or 6 not in model.funcs:
+        torch.testing.assert_close(got, want.flip(0), rtol=1e-4, atol=5e-5)
+
+
+@examples(25)
+@given(configs(), seeds, st.sampled_from([torch.float16, torch.bfloat16]), st.booleans(), st.data())
+def test_half_precision_chunks_are_close(
+    config: TransformerConfig, seed: int, dtype: torch.dtype, prepared: bool, data: st.DataObject
+) -> None:
+    model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
+    with torch.no_grad():
+        want = model(x, encoder_kv)
+    stepper = model.for_decoding(dtype) if prepared else model
+    cache = stepper.new_cache(2, dtype=dtype, encoder_kv=encoder_kv)
+    assert all(entries.dtype == dtype for entries in cache.entries)
+    got = fed(stepper, cache, x, cuts(data, config.n_ctx))
+    assert got.dtype == torch.float32
+    assert (got - want).abs().max() < 8 * torch.finfo(dtype).eps * want.abs().max() * config.depth**0.5
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "swish", "relu"])
+def test_packed_and_plain_weights_agree(packed: bool, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if packed and not can_pack(torch.float32, CPU):
+        pytest.skip("this torch has no packed linear map")
+    monkeypatch.setattr(decoding, "can_pack", lambda dtype, device: packed)
+    model = transformer(TransformerConfig(**SMALL, activation=activation, res_scale=True), 0)
+    x, _ = inputs(model.config, 0)
+    stepper = model.for_decoding()
+    assert isinstance(stepper.layers[0].up, PackedLinear if packed else PlainLinear)
+    with torch.no_grad():
+        torch.testing.assert_close(fed(stepper, stepper.new_cache(2), x, [1] * 24), model(x), rtol=1e-4, atol=2e-5)
+
+
+def test_packing_falls_back_where_torch_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(decoding, "PackedLinear", missing)
+    assert not can_pack(torch.float32, CPU)
+    assert not can_pack(torch.float32, torch.device("cuda"))
+    stepper = Transformer(TransformerConfig(**SMALL)).for_decoding()
+    assert not stepper.packed
+
+
+def test_later_training_does_not_reach_packed_weights() -> None:
+    model = transformer(TransformerConfig(**SMALL), 0)
+    x, _ = inputs(model.config, 0)
+    stepper = model.for_decoding()
+    if not stepper.packed:
+        pytest.skip("this torch has no packed linear map")
+    before = stepper.extend(x, stepper.new_cache(2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    assert torch.equal(stepper.extend(x, stepper.new_cache(2)), before)
+    assert not torch.equal(model.extend(x, model.new_cache(2)), before)
+
+
+def test_plain_weights_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "can_pack", lambda dtype, device: False)
+    model = transformer(TransformerConfig(**SMALL), 0)
+    own = {p.data_ptr() for p in model.parameters()}
+    for layer in model.for_decoding().layers:
+        for linear in (layer.project, layer.output, layer.up, layer.down):
+            assert isinstance(linear, PlainLinear)
+            assert {linear.weight.data_ptr(), linear.bias.data_ptr()} <= own
+
+
+def test_extending_ignores_dropout_and_gradients() -> None:
+    model = transformer(TransformerConfig(**SMALL, attn_dropout=0.5, resid_dropout=0.5), 0)
+    x, _ = inputs(model.config, 0)
+    want = model(x)
+    got = model.train().extend(x, model.new_cache(2))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert not got.requires_grad
+
+
+def test_caches_hold_only_what_can_be_seen() -> None:
+    config = TransformerConfig(
+        width=8, n_ctx=96, heads=1, depth=32, attn_order=12, blocks=8, prime_len=20, encoder_dims=5
+    )
+    geometry = config.geometry
+    sizes = {function: slots(function, geometry) for function in range(8) if function != 5}
+    assert sizes == {0: 96, 1: 12, 2: 96, 3: 24, 4: 8, 6: 5, 7: 24}
+    model = Transformer(config)
+    cache = model.new_cache(3)
+    assert cache.nbytes == 3 * 4 * 2 * 2 * sum(sizes[function] for function in model.funcs)
+
+
+def test_items_do_not_mix() -> None:
+    model = transformer(TransformerConfig(**SMALL), 0)
+    x, _ = inputs(model.config, 0, batch=3)
+    stepper = model.for_decoding()
+    together = fed(stepper, stepper.new_cache(3), x, [5, *[1] * 19])
+    for item in range(3):
+        alone = fed(stepper, stepper.new_cache(1), x[item : item + 1], [5, *[1] * 19])
+        torch.testing.assert_close(alone, together[item : item + 1], rtol=1e-5, atol=1e-6)
+
+
+def test_mistakes_are_named() -> None:
+    model = Transformer(TransformerConfig(**SMALL))
+    cache = model.new_cache(2)
+    with pytest.raises(UserError, match="made for 2 sequences"):
+        model.extend(torch.zeros(1, 1, 16), cache)
+    model.extend(torch.zeros(2, 20, 16), cache)
+    with pytest.raises(UserError, match=r"20 \+ 5 positions"):
+        model.extend(torch.zeros(2, 5, 16), cache)
+    assert cache.length == 20
+    with pytest.raises(UserError, match="mask"):
+        Transformer(TransformerConfig(**SMALL, mask=False)).new_cache(1)
+    with pytest.raises(UserError, match="dtype"):
+        model.for_decoding(torch.bfloat16).new_cache(1, dtype=torch.float32)
+    crossing = Transformer(TransformerConfig(**(SMALL | {"attn_order": 6, "depth": 4, "encoder_dims": 3})))
+    with pytest.raises(UserError, match="encoder's output"):
+        crossing.new_cache(1)
