@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +37,39 @@ def main() -> int:
     if command.text:
         say(command.text.rstrip())
         return 0
-    hps = command.hps
-    check(hps)
-    place = distributed.start(hps.device or None)
+    check(command.hps)
+    place = distributed.start(command.hps.device or None)
     for line in command.notices:
         say(line)
+    trainer = build(command.hps, [sys.executable, *sys.argv])
+    if place.is_main:
+        with (trainer.folder / "argv.txt").open("a", encoding="utf-8") as file:
+            file.write(shlex.join(sys.argv) + "\n")
+    return trainer.run()
+
+
+def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
+    """The data, the model and the loop, all standing where the run is to begin."""
     kind = "prior" if hps.prior else "vqvae"
     folder = Path(hps.local_logdir) / hps.name
+    device = distributed.world().device
     choose_matrix_products(hps)
 
     beginning = find_beginning(folder, hps, kind)
-    task = make_task(hps, beginning, place.device)
+    task = make_task(hps, beginning, device)
     train_set = ChunkDataset(hps, split="train")
     test_set = ChunkDataset(hps, split="test") if hps.test else None
     if kind == "vqvae":
         saved = beginning.content["hps"].get("bandwidth") if beginning.content is not None else None
         hps.bandwidth = task.model.bandwidth = saved or measure_bandwidth(train_set, sample_rate=hps.sr)
-    state = TrainingState(task, hps, [sys.executable, *sys.argv])
+
+    state = TrainingState(task, hps, argv)
     torch.manual_seed(rank_seed(hps))  # for dropout; all other choices have generators of their own
     begin(state, beginning, fetch)
     if hps.torch_compile:
         task.model.compile()
-
-    if place.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "argv.txt").open("a", encoding="utf-8") as file:
-            file.write(shlex.join(sys.argv) + "\n")
     say(describe(hps, state))
-    trainer = Trainer(state, folder, train_set, test_set)
-    trainer.logger.settings(hps, state.step)
-    return trainer.run()
+    return Trainer(state, folder, train_set, test_set)
 
 
 def check(hps: Hyperparams) -> None:

@@ -42,6 +42,8 @@ class Trainer:
 
     def __init__(self, state: TrainingState, folder: Path, train_set: Any, test_set: Any) -> None:
         self.state, self.folder = state, folder
+        if distributed.world().is_main:
+            folder.mkdir(parents=True, exist_ok=True)
         self.train_set, self.test_set = train_set, test_set
         self.task, self.hps = state.task, state.hps
         self.world = distributed.world()
@@ -54,6 +56,7 @@ class Trainer:
             max_len=self.hps["max_len"],
             resumed_at=state.step,
         )
+        self.logger.settings(self.hps, state.step)
         self.progress = Progress(self.task.shown, self._seconds_left)
         self.interruption = Interruption(self.progress.say)
         self.finished = ""  # why training ended
@@ -68,7 +71,7 @@ class Trainer:
         return DistributedDataParallel(
             self.task,
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             bucket_cap_mb=self.hps["bucket"],
             gradient_as_bucket_view=True,
         )
@@ -298,17 +301,21 @@ class Trainer:
         """Averages of ``test_*`` metrics over the test set, with averaged weights; logged and told."""
         averages = Averages()
         with evaluating(self.task), self._averaged():
-            for audio in self._batches(self.test_set, 0, 0, shuffle=False):
-                if len(audio):
-                    loss, metrics = self.task(*self.task.prepare(audio))
-                    averages.add({"test_loss": loss, **{f"test_{k}": v for k, v in metrics.items()}}, len(audio))
+            for number, audio in enumerate(self._batches(self.test_set, 0, 0, shuffle=False)):
+                loss, metrics = self.task(*self.task.prepare(audio))
+                named = {"test_loss": loss, **{f"test_{k}": v for k, v in metrics.items()}}
+                averages.add(named, 0 if self._is_filling(number) else len(audio))
         values = averages.take()
         self.logger.scalars(values, self.state.step)
         shown = [f"{k} {values[f'test_{k}']:.4g}" for k in self.task.shown if f"test_{k}" in values]
-        told = " | ".join(shown) if shown else "the test set has no chunks"
-        self.progress.say(f"test at step {self.state.step}: {told}")
+        self.progress.say(f"test at step {self.state.step}: {' | '.join(shown)}")
         self.progress.pause()
         return values
+
+    def _is_filling(self, number: int) -> bool:
+        """Whether test batch ``number`` of this rank only repeats an item because the last has fewer than ranks."""
+        left = len(self.test_set) - number * self.state.global_batch
+        return left < self.world.size and self.world.rank >= left
 
     def _seconds_left(self, step: int, speed: float) -> float:
         """How long training will go on at this speed: the nearest of its ends."""

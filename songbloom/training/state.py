@@ -49,7 +49,8 @@ class TrainingState:
 
     def __init__(self, task: Task, hps: Mapping[str, Any], argv: Sequence[str] = ()) -> None:
         self.task, self.hps, self.argv = task, hps, list(argv)
-        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        parameters = list(task.model.parameters())
+        self.parameters = [p for p in parameters if p.requires_grad] or parameters  # all are frozen in a mere test
         self.adam = make_adam(self.parameters, hps, half_moments=task.precision.half_moments)
         self.schedule = Schedule(hps)
         self.scaler = make_scaler(task.precision, hps)
