@@ -19,6 +19,8 @@ from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.decoding import PackedLinear, can_pack
 
+CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
+
 
 def sinusoids(length: int, width: int) -> Tensor:
     """``[length, width]`` sines and cosines of wavelengths from 2π to 20000π positions, of mean square 1.
@@ -236,7 +238,7 @@ class AutoregressiveModel(nn.Module):
         x = self._start(n_samples, y_cond)
         # Positions whose input is known before anything is drawn: the start and the prompt but for its last token.
         # The last token's own step is the first of the loop below.
-        group = chunk_size or max(known, 1)
+        group = chunk_size or CHUNK_SIZE
         for begin in range(0, known, group):
             end = min(begin + group, known)
             inputs = self.embedding(tokens[:, max(begin - 1, 0) : end - 1])
@@ -283,7 +285,7 @@ class AutoregressiveModel(nn.Module):
             temperature: divides the logits; 0 takes the likeliest token and needs no generator.
             top_k: draw from the k likeliest tokens only; 0 is off.
             top_p: draw from the likeliest tokens that hold this much probability; 0 is off.
-            chunk_size: positions of the prompt fed at once; None feeds it in one go. Only memory and speed change.
+            chunk_size: positions of the prompt fed at once; None is :data:`CHUNK_SIZE`. Only memory and speed change.
             generators: one an item, so that an item's draws depend on its own generator alone; None seeds them
                 0, 1, 2, …
             dtype: of the transformer and its caches.

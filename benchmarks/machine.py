@@ -1,0 +1,75 @@
+"""What the machine under a benchmark is, and how fast it could go: its matrix products and its memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import songbloom
+
+
+def facts() -> dict[str, Any]:
+    """Machine and versions, as of now; ``load_average`` tells whether somebody else was using it."""
+    return {
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "load_average": [round(load, 2) for load in os.getloadavg()],
+        },
+        "versions": {
+            "songbloom": songbloom.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.release()}",
+        },
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def seconds(function: Callable[[], object], repeats: int, warmup: int = 1) -> list[float]:
+    """How long each of ``repeats`` calls took, after ``warmup`` calls that don't count."""
+    for _ in range(warmup):
+        function()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def summary(taken: list[float]) -> dict[str, float]:
+    """Median and best; a wide gap between them means a disturbed run."""
+    return {"seconds_median": round(statistics.median(taken), 6), "seconds_best": round(min(taken), 6)}
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """The best rate of a square matrix product, in operations a second."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return 2 * size**3 / min(seconds(lambda: F.linear(a, b), repeats))
+
+
+def read_rate(megabytes: int = 256, repeats: int = 7) -> float:
+    """The best rate of reading memory once from end to end, in bytes a second."""
+    buffer = torch.ones(megabytes << 18)
+    return buffer.nbytes / min(seconds(buffer.sum, repeats))

@@ -1,0 +1,36 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "prior.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+
+
+def test_the_benchmark_prints_one_object_with_every_figure():
+    done = run("--quick", "--n_samples_list=1,2", "--prior_depth=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["config"]["prior_depth"] == 1 and result["config"]["level"] == 1
+    assert result["machine"]["cpu"] and len(result["machine"]["load_average"]) == 3
+    assert set(result["limits"]["gemm_gflops"]) == {"fp32", "bf16"}
+    for precision in ("fp32", "bf16"):
+        train = result["train"][precision]
+        assert abs(train["tokens_per_second"] - 64 / train["seconds_median"]) <= 0.01 * train["tokens_per_second"]
+        peak = train["seconds_median"] * result["limits"]["gemm_gflops"][precision] * 1e9
+        assert abs(train["share_of_gemm_peak"] - train["model_operations"] / peak) < 1e-3
+        for n in (1, 2):
+            paths = result["sample"][f"{precision}, n_samples {n}"]
+            assert paths["fast"]["tokens_per_second"] > 0 and paths["plain"]["tokens_per_second"] > 0
+            ratio = paths["fast"]["tokens_per_second"] / paths["plain"]["tokens_per_second"]
+            assert abs(paths["fast_over_plain"] - ratio) < 0.01
+
+
+def test_the_benchmark_names_a_typo():
+    done = run("--quick", "--prior_dept=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "prior_depth" in done.stderr and "Traceback" not in done.stderr
