@@ -7,7 +7,7 @@ the scalable variant of Child et al. 2019, *Generating Long Sequences with Spars
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ class AutoregressiveModel(nn.Module):
         fast: bool = True,
         out: Tensor | None = None,
         preds: Tensor | None = None,
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Draw tokens one after the other, giving the caller a turn after each; the arguments are :meth:`sample`'s.
 
         Args:
