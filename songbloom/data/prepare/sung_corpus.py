@@ -4,9 +4,9 @@
 
     python -m songbloom.data.prepare.sung_corpus --output_dir corpus --songs 8 --seed 0
 
-Each song has original words, a generated melody and chords, a synthesised singer and a small band, at 48 kHz. The folder
-gets ``songs.jsonl`` (one song a line, for ``--data_jsonl``), ``manifest.json`` (parameters, credits, statistics) and
-``songs/NNNNN/`` with ``mix.flac``, ``vocals.flac``, ``backing.flac``, ``score.musicxml``, ``phonemes.json``,
+Each song has original words, a generated melody and chords, a synthesised singer and a small band, at 48 kHz. The
+folder gets ``songs.jsonl`` (one song a line, for ``--data_jsonl``), ``manifest.json`` (parameters, credits, statistics)
+and ``songs/NNNNN/`` with ``mix.flac``, ``vocals.flac``, ``backing.flac``, ``score.musicxml``, ``phonemes.json``,
 ``phonemes.lab`` and ``song.json``. The same seed gives the same bytes. A run that was stopped goes on where it was; one
 with more ``--songs`` adds to what is there. See docs/sung_corpus.md.
 """
@@ -153,8 +153,13 @@ def _make(output_dir: Path, recipe: Recipe, index: int) -> tuple[int, float, str
 def _end_with_parent() -> None:
     """Started in every worker: end when the command is killed, as nobody else would end the worker then."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_all(
@@ -256,6 +261,18 @@ def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict
     return songs
 
 
+def _report(output_dir: Path, index: int, took: float, problem: str | None) -> str:
+    """What is printed about a song when it is done."""
+    if problem is not None:
+        return f"song {index} is given up: {problem}"
+    about = json.loads((folder_of(output_dir, index) / "song.json").read_text(encoding="utf-8"))
+    return (
+        f"song {index}: {about['seconds']:.1f} s, {about['artist']}, {about['genre']}, {about['key']}, "
+        f"{about['tempo']} bpm, {about['quality']['median_error_cents']:.1f} cents off, "
+        f"{len(about['redraws'])} redrawn, took {took:.1f} s"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 1 when a song had to be given up. Raises :class:`UserError`."""
     options = _parser().parse_args(arguments)
@@ -271,31 +288,21 @@ def main(arguments: list[str] | None = None) -> int:
         kept = options.songs - len(missing)
         if kept:
             print(f"{kept} of {options.songs} songs are there already", flush=True)
-        begin, made, failed = time.perf_counter(), 0.0, {}
-        for number, (index, took, problem) in enumerate(
-            _make_all(output_dir, recipe, missing, options.workers or os.cpu_count() or 1), start=1
-        ):
-            if problem is not None:
-                failed[index] = problem
-                print(f"[{number}/{len(missing)}] song {index} is given up: {problem}", flush=True)
-                continue
-            about = json.loads((folder_of(output_dir, index) / "song.json").read_text(encoding="utf-8"))
-            made += about["seconds"]
-            print(
-                f"[{number}/{len(missing)}] song {index}: {about['seconds']:.1f} s, {about['artist']}, {about['genre']}, "
-                f"{about['key']}, {about['tempo']} bpm, {about['quality']['median_error_cents']:.1f} cents off, "
-                f"{len(about['redraws'])} redrawn, took {took:.1f} s",
-                flush=True,
-            )
+        begin, failed = time.perf_counter(), {}
+        workers = options.workers or os.cpu_count() or 1
+        for number, result in enumerate(_make_all(output_dir, recipe, missing, workers), start=1):
+            if result[2] is not None:
+                failed[result[0]] = result[2]
+            print(f"[{number}/{len(missing)}] {_report(output_dir, *result)}", flush=True)
         took = time.perf_counter() - begin
-        done = [i for i in range(options.songs) if i not in failed]
-        songs = _write_lists(output_dir, recipe, done, failed)
-    redrawn = Counter(r["reason"] for about in songs for r in about["redraws"])
+        songs = _write_lists(output_dir, recipe, [i for i in range(options.songs) if i not in failed], failed)
+    new = [about for about in songs if about["idx"] in missing]
+    redrawn = Counter(redraw["reason"] for about in new for redraw in about["redraws"])
     reasons = f" ({', '.join(f'{n} {reason}' for reason, n in sorted(redrawn.items()))})" if redrawn else ""
-    speed = f", {made:.0f} s rendered in {took:.1f} s ({made / took:.1f} times real time)" if made else ""
-    print(
-        f"{len(songs)} songs in {output_dir}{speed}; {sum(redrawn.values())} renderings redrawn{reasons}, {len(failed)} given up"
-    )
+    if new:
+        made = sum(about["seconds"] for about in new)
+        print(f"{made:.0f} s of song in {took:.1f} s, {made / took:.1f} times real time", flush=True)
+    print(f"{len(songs)} songs; {redrawn.total()} drawings replaced{reasons}, {len(failed)} songs given up")
     print(f"list: {output_dir / 'songs.jsonl'}")
     return 1 if failed else 0
 

@@ -20,7 +20,7 @@ Audio = NDArray[np.float64]
 
 _TABLE = 16384  # samples in a wavetable; read without interpolation its error is about -75 dB
 _HIGHEST = 16000.0
-_PAN = {"kick": 0.0, "snare": 0.1, "hat": 0.35, "rim": -0.35, "bass": 0.0}
+_PAN = {"kick": 0.0, "snare": 0.1, "hat": 0.45, "rim": -0.45, "bass": 0.0}
 _LEVEL = {"kick": 0.9, "snare": 0.45, "hat": 0.16, "rim": 0.25, "bass": 0.55, "chords": 0.30, "pad": 0.11}
 _DRUMS_BY_SECTION = {"intro": 0.6, "verse": 0.8, "chorus": 1.0, "interlude": 0.9, "outro": 0.7}
 
@@ -44,9 +44,10 @@ def _wavetable(kind: str, highest_harmonic: int) -> Audio:
         "bass dark": k**-3.0,
         "saw": 1.0 / k / (1.0 + (k / 6.0) ** 2),
     }[kind]
-    phase = 2.0 * np.pi * np.arange(_TABLE) / _TABLE
     # Phases that grow with the square of the harmonic keep the peak low (Schroeder 1970).
-    table = np.sin(phase[:, None] * k + np.pi * k * k / len(k)) @ amplitudes
+    spectrum = np.zeros(_TABLE // 2 + 1, dtype=np.complex128)
+    spectrum[1 : len(k) + 1] = amplitudes * np.exp(1j * np.pi * k * k / len(k))
+    table = np.fft.irfft(spectrum)
     return table / np.abs(table).max()
 
 
@@ -144,7 +145,7 @@ class _Mixer:
         self.to_room = np.zeros((samples, 2))
 
     def add(self, at: int, sound: Audio, level: float, pan: float = 0.0, room: float = 0.0) -> None:
-        """Add ``sound`` ([n] or [n, 2]) from sample ``at``; ``pan`` from -1 (left) to 1, ``room`` a share of the level."""
+        """Add ``sound`` ([n] or [n, 2]) from sample ``at``; ``pan`` -1 (left) to 1, ``room`` a share of ``level``."""
         sound = sound[: max(0, len(self.dry) - at)]
         if sound.ndim == 1:
             sides = np.array([np.cos((pan + 1) * np.pi / 4), np.sin((pan + 1) * np.pi / 4)])
@@ -175,7 +176,7 @@ def play(song: Composition, tonic: int, samples: int, rng: np.random.Generator) 
     return mixer.dry + 0.5 * _room(rng, mixer.to_room)
 
 
-def _play_drums(mixer, style, drums, section: Section, first: int, sample_of, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+def _play_drums(mixer, style, drums, section: Section, first: int, sample_of, rng: np.random.Generator) -> None:
     for name, row in (("kick", style.kick), ("snare", style.snare), ("hat", style.hat), ("rim", style.rim)):
         for step, mark in enumerate(row):
             if mark != ".":
@@ -186,7 +187,7 @@ def _play_drums(mixer, style, drums, section: Section, first: int, sample_of, rn
 
 def _play_chord(
     mixer, style: Style, chord: Chord, tonic: int, final: bool, sample_of, rng: np.random.Generator
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     """Bass, chord pattern and pad under one chord; the song's last chord is struck once and held."""
     bar = style.steps_per_bar
     notes = _voicing(chord, tonic)
@@ -211,5 +212,5 @@ def _play_chord(
         for i, note in enumerate(struck):
             sound = tuned_note(style.chord_sound, note, sample_of(seconds_in_steps))
             level = _LEVEL["chords"] * (1.0 if len(struck) == 1 else 0.6) * rng.uniform(0.85, 1.0)
-            pan = 0.5 * (i / max(1, len(struck) - 1) - 0.5) if len(struck) > 1 else 0.25
+            pan = 1.2 * (i / (len(struck) - 1) - 0.5) if len(struck) > 1 else (0.5 if step % 4 else -0.5)
             mixer.add(sample_of(chord.start + step), sound, level, pan, room=0.4)

@@ -1,4 +1,4 @@
-"""Is a sung phrase usable? Level and pitch are measured on the sound, with a tracker that knows nothing of the melody."""
+"""Is a sung phrase usable? Level and pitch are measured on the sound, with a tracker that does not know the melody."""
 
 from __future__ import annotations
 

@@ -71,7 +71,10 @@ _STREAM_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class Sound:
-    """One utterance: ``wave`` float64 ``[samples]`` (full scale 1), ``midi`` float64 ``[frames]``, 0 where unvoiced or unknown."""
+    """One utterance: ``wave`` float64 ``[samples]`` (full scale 1), ``midi`` float64 ``[frames]``.
+
+    ``midi`` is 0 where the frame is unvoiced, and everywhere when the engine hides its parameters.
+    """
 
     wave: NDArray[np.float64]
     midi: NDArray[np.float64]
@@ -125,12 +128,12 @@ class HTSEngine:
                 if function is None:
                     raise UserError(
                         f"{Path(path).name} does not export {prefix}{name}, so this build cannot sing; "
-                        "use a wheel of pyopenjtalk-plus (or pysinsy) with hts_engine_API 1.10 inside, such as those for Linux"
+                        "use a build of pyopenjtalk-plus (or pysinsy) with hts_engine_API 1.10 inside, as on Linux"
                     )
                 function.restype, function.argtypes = result, [ctypes.c_void_p, *arguments]
         return library
 
-    def _call(self, name: str, *arguments: object):  # type: ignore[no-untyped-def]
+    def _call(self, name: str, *arguments: object):
         return getattr(self._library, "HTS_Engine_" + name)(ctypes.addressof(self._memory), *arguments)
 
     def close(self) -> None:
@@ -162,7 +165,7 @@ class HTSEngine:
         return self._frames.copy()
 
     def set_state_melody(self, midi: NDArray[np.float64], sung: NDArray[np.bool_]) -> None:
-        """Write the melody into the state means, one MIDI number a phoneme; ``sung`` marks phonemes that carry a note."""
+        """Write the melody into the state means, one MIDI number a phoneme; ``sung`` marks those that carry a note."""
         log_f0 = midi_to_log_f0(midi)
         for phoneme, value in enumerate(log_f0):
             for state in range(phoneme * self.states, (phoneme + 1) * self.states):
@@ -199,7 +202,7 @@ class HTSEngine:
 
     def _words(self) -> NDArray[np.uint64]:
         """The engine's own memory as machine words."""
-        return np.frombuffer(self._memory, dtype=np.uint64)
+        return np.frombuffer(memoryview(self._memory), dtype=np.uint64)
 
     def _parameter_streams(self) -> int | None:
         """Address of the engine's parameter streams: pointer, number of streams, frames, as three words in a row."""
@@ -217,7 +220,7 @@ class HTSEngine:
         return address if agrees else None
 
     def _rewrite_melody(self, melody: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-        """MIDI number of each frame after ``melody`` replaced it, 0 where unvoiced; None where the streams are hidden."""
+        """MIDI number of each frame after ``melody`` replaced it, 0 where unvoiced; None if the streams are hidden."""
         address = self._parameter_streams()
         if address is None:
             return None
@@ -244,7 +247,7 @@ class HTSEngine:
         if len(hits) == 1 and int(words[hits[0] + 4]) > _ENGINE_BYTES:
             buffer = (_DOUBLE * count).from_address(int(words[hits[0] + 4]))
             samples = np.frombuffer(buffer, dtype=np.float64).copy()
-            probes = np.linspace(0, count - 1, 16).astype(int) if count else []
+            probes = np.linspace(0, max(0, count - 1), min(16, count)).astype(np.int64)
             wanted = [self._call("get_generated_speech", int(i)) for i in probes]
             if np.array_equal(samples[probes], wanted, equal_nan=True):
                 return samples

@@ -1,8 +1,8 @@
 """Japanese lyric lines written for this project, in couplets by theme (Apache-2.0, like the code).
 
-Each line is ``text|reading``: the text as people write it, and the reading in hiragana **as it is sung** (the particles
-は, へ, を appear as わ, え, お), five to fourteen morae. Two lines of a couplet belong together; couplets of a theme may
-follow one another in any order, which is how songs with the same theme get different words.
+Each line is ``text|reading``: the text as people write it, and the reading in hiragana **as it is sung** (the
+particles は and へ appear as わ and え), five to fourteen morae. Two lines of a couplet belong together; couplets of a
+theme may follow one another in any order, which is how songs with the same theme get different words.
 """
 
 from __future__ import annotations

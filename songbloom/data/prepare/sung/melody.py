@@ -35,8 +35,8 @@ _CHORDS: dict[str, tuple[int, ...]] = {
 
 _PROGRESSIONS: dict[str, tuple[str, ...]] = {
     "major": (
-        "I V vi IV", "vi IV I V", "IVmaj7 V7 iii vi", "I vi IV V", "I V vi iii IV I IV V", "ii7 V7 Imaj7 vi7", "I IV I V",
-        "IV I V vi",
+        "I V vi IV", "vi IV I V", "IVmaj7 V7 iii vi", "I vi IV V", "I V vi iii IV I IV V", "ii7 V7 Imaj7 vi7",
+        "I IV I V", "IV I V vi",
     ),
     "minor": ("i VI III VII", "i iv v i", "i VII VI v", "i III VII iv", "VI VII i i", "i iv VII III"),
 }  # fmt: skip
@@ -58,7 +58,7 @@ class Chord:
 
 @dataclass(frozen=True)
 class Note:
-    """One sung note: ``start`` and ``length`` in steps from the song's beginning, ``pitch`` in semitones above the tonic."""
+    """One sung note: ``start`` and ``length`` in steps of the song, ``pitch`` in semitones above the tonic."""
 
     start: int
     length: int
@@ -125,7 +125,7 @@ class Composition:
 
 
 def compose(rng: np.random.Generator, styles: list[str], seconds: float, tries: int = 60) -> Composition:
-    """Draw a song of about ``seconds`` in the first of ``styles`` that can be so short; :class:`UserError` when none can."""
+    """Draw a song of about ``seconds`` in the first of ``styles`` that fits; :class:`UserError` if none does."""
     for name in styles:
         style = STYLES[name]
         low, high = style.tempo
@@ -295,7 +295,7 @@ class _Composer:
         rng = np.random.default_rng(self.kind_seed[kind])
         slot = self.phrase_bars[kind] * self.bar
         end = slot - self._gap()
-        taste = rng.normal(0.0, 0.9, slot)  # one table a kind of section: its phrases share a rhythm
+        taste = rng.normal(0.0, 0.55, slot)  # one table a kind of section: its phrases share a rhythm
         first = int(rng.choice([0, 0, self.unit, 2 * self.unit]))
         places = np.arange(first, end - 2 * self.unit + 1, self.unit)
         while len(places) < syllables:

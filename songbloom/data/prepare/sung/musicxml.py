@@ -62,7 +62,7 @@ def _pitch(midi: int, fifths: int) -> str:
 
 
 def _pieces(start: int, length: int, bar: int) -> list[int]:
-    """Lengths of the note heads that write ``length`` steps from ``start``: split at bar lines, then as few as possible."""
+    """Lengths of the note heads that write ``length`` steps from ``start``: cut at bar lines, then as few as can be."""
     pieces = []
     while length:
         room = min(length, bar - start % bar)
@@ -81,7 +81,8 @@ def _element(piece: int, what: str, ties: tuple[bool, bool], kana: str | None) -
     notations = "<notations>" + "".join(f'<tied type="{name}"/>' for name in names) + "</notations>" if names else ""
     lyric = "" if kana is None else f"<lyric><syllabic>single</syllabic><text>{escape(kana)}</text></lyric>"
     dot = "<dot/>" if dotted else ""
-    return f"<note>{what}<duration>{piece}</duration>{tie}<voice>1</voice><type>{kind}</type>{dot}{notations}{lyric}</note>\n"
+    head = f"{what}<duration>{piece}</duration>{tie}<voice>1</voice><type>{kind}</type>{dot}"
+    return f"<note>{head}{notations}{lyric}</note>\n"
 
 
 def write_score(score: Score) -> str:

@@ -47,7 +47,7 @@ _AUDIO = ("mix", "vocals", "backing")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the songs of a corpus. The number of songs does not: song 5 is the same in every corpus."""
+    """What decides the songs of a corpus. The number of songs does not: song 5 is the same in a corpus of 6 or 600."""
 
     seed: int
     seconds: float
@@ -121,6 +121,13 @@ def perform(recipe: Recipe, index: int, attempt: int, voices: dict[str, Voice]) 
     return Performance(composition, tonic, info, timbre, tuple(notes), tuple(sung), tuple(measured), frames)
 
 
+def _without_rumble(wave: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take away what lies below about 40 Hz, moving nothing in time: the voices' pulses have a constant part."""
+    hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    kept = hertz**4 / (hertz**4 + 40.0**4)
+    return np.fft.irfft(np.fft.rfft(wave) * kept, len(wave))
+
+
 def mix(song: Performance, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
     """Stereo ``mix`` and ``backing`` [samples, 2] and mono ``vocals`` [samples]; the mix is exactly their sum."""
     samples = song.frames * FRAME
@@ -132,6 +139,7 @@ def mix(song: Performance, rng: np.random.Generator) -> dict[str, NDArray[np.flo
         skip = max(0, -start)
         piece = phrase.wave[skip : max(skip, samples - start)]
         vocals[start + skip : start + skip + len(piece)] += gain * piece
+    vocals = _without_rumble(vocals)
     backing = band.play(song.composition, song.tonic, samples, rng)
     time = np.arange(samples) / SAMPLE_RATE
     backing *= np.clip((samples / SAMPLE_RATE - time) / _TAIL_SECONDS, 0.0, 1.0)[:, None]
@@ -199,11 +207,14 @@ def describe(recipe: Recipe, index: int, song: Performance, redraws: list[dict[s
     step = composition.step_seconds
     lines = [
         {
-            "section": phrase.section, "text": phrase.line.text, "reading": phrase.line.reading,
-            "start": round(phrase.notes[0].start * step, 4), "end": round(phrase.end * step, 4),
+            "section": phrase.section,
+            "text": phrase.line.text,
+            "reading": phrase.line.reading,
+            "start": round(phrase.notes[0].start * step, 4),
+            "end": round(phrase.end * step, 4),
         }
         for phrase in composition.phrases
-    ]  # fmt: skip
+    ]
     return {
         "idx": index,
         "title": f"{composition.phrases[0].line.text} ({index})",
@@ -212,7 +223,7 @@ def describe(recipe: Recipe, index: int, song: Performance, redraws: list[dict[s
         "genre": composition.style.name,
         "language": "ja",
         "lyrics": lyrics_of(composition),
-        "lyrics_kana": "\n".join(line["reading"] for line in lines),
+        "lyrics_kana": "\n".join(phrase.line.reading for phrase in composition.phrases),
         "theme": composition.theme,
         "seconds": round(song.frames * FRAME_SECONDS, 3),
         "sample_rate": SAMPLE_RATE,

@@ -1,8 +1,8 @@
 """Backing styles: meter, tempo and the patterns that the band plays, one sixteenth a character.
 
 A style is also the song's genre. Drum rows: ``x`` hit, ``o`` soft hit, ``.`` rest. The bass row names chord degrees:
-``r`` root, ``f`` fifth, ``8`` octave, ``t`` third. The chord row: ``x`` all notes together, ``1``–``4`` single notes of an
-arpeggio. Tempos count quarter notes.
+``r`` root, ``f`` fifth, ``8`` octave, ``t`` third. The chord row: ``x`` all notes together, ``1``–``4`` single notes of
+an arpeggio. Tempos count quarter notes.
 """
 
 from __future__ import annotations

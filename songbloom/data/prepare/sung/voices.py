@@ -1,15 +1,16 @@
 """Singers: a phrase of notes and syllables in, a waveform and the times of its phonemes out.
 
-``Mei`` speaks by training (Open JTalk); here its phoneme times are imposed: vowels start on the beat and consonants just
-before, as singers do. ``NIT SONG070`` is a singing voice (Sinsy); its model splits each note, consonant first, and the
-split is read back, so its consonants start on the beat. Both run on one 5 ms frame grid and both take their melody frame
-by frame, with glides and vibrato.
+``Mei`` speaks by training (Open JTalk); here its phoneme times are imposed: vowels start on the beat and consonants
+just before, as singers do. ``NIT SONG070`` is a singing voice (Sinsy); its model splits each note, consonant first, and
+the split is read back, so its consonants start on the beat. Both run on one 5 ms frame grid and both take their melody
+frame by frame, with glides and vibrato.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from songbloom.data.prepare.sung.htsengine import HTSEngine, Sound
 from songbloom.data.prepare.sung.musicxml import Score, ScoreNote, write_score
 from songbloom.data.prepare.sung.unusable import UnusableRendering
-from songbloom.data.prepare.sung.words import SILENCES, VOWELS, Reading, import_open_jtalk
+from songbloom.data.prepare.sung.words import SILENCES, VOWELS, Reading, Syllable, import_open_jtalk
 from songbloom.errors import UserError, did_you_mean
 
 SAMPLE_RATE = 48000
@@ -33,7 +34,7 @@ FRAME_SECONDS = FRAME / SAMPLE_RATE
 class PhraseNotes:
     """What a singer is given: a line and its notes on the song's time grid.
 
-    ``midi[i]`` sings syllable ``i`` from ``edges[i]`` to ``edges[i + 1]`` (steps of a sixteenth, ``step_seconds`` each).
+    ``midi[i]`` sings syllable ``i`` from ``edges[i]`` to ``edges[i + 1]``, in steps of ``step_seconds``.
     """
 
     reading: Reading
@@ -48,7 +49,7 @@ class PhraseNotes:
 
 @dataclass(frozen=True)
 class TimedPhoneme:
-    """A phoneme from frame ``start`` to frame ``end`` of the song; ``note`` is its note in the phrase, None in silence."""
+    """A phoneme from frame ``start`` to frame ``end`` of the song; ``note`` counts in the phrase, None in silence."""
 
     phoneme: str
     start: int
@@ -104,7 +105,7 @@ _TIMBRES = (
 )
 MEI = VoiceInfo(
     key="mei", title="Mei", licence="CC BY 3.0", licence_url=_CC_BY_3,
-    credit='HTS voice "Mei" (mei_normal), Copyright (c) 2009-2013 Nagoya Institute of Technology, MMDAgent Project Team',
+    credit='HTS voice "Mei", Copyright (c) 2009-2013 Nagoya Institute of Technology, MMDAgent Project Team',
     lowest=56, highest=75, onset="vowel starts on the beat", timbres=_TIMBRES,
 )  # fmt: skip
 SONG070 = VoiceInfo(
@@ -121,8 +122,8 @@ _CONSONANT_SHARE = 0.45  # a note gives at most this much of itself to consonant
 
 def available_voices() -> list[str]:
     """Keys of the voices whose packages are installed, in the order of :data:`VOICES`."""
-    needed = {"mei": "pyopenjtalk", "song070": "pysinsy"}
-    return [key for key in VOICES if importlib.util.find_spec(needed[key]) is not None]
+    needed = {"mei": ("pyopenjtalk",), "song070": ("pysinsy", "pkg_resources")}
+    return [key for key in VOICES if all(importlib.util.find_spec(name) is not None for name in needed[key])]
 
 
 def choose_voices(wanted: str) -> tuple[list[str], list[str]]:
@@ -133,7 +134,7 @@ def choose_voices(wanted: str) -> tuple[list[str], list[str]]:
         if name not in VOICES:
             raise UserError(f"--voices: no voice {name!r}{did_you_mean(name, VOICES)}; there are {', '.join(VOICES)}")
     missing = [name for name in names if name not in have]
-    how = {"mei": "pip install pyopenjtalk-plus", "song070": "pip install 'songbloom[voices]'"}
+    how = {"mei": "pip install pyopenjtalk-plus", "song070": "pip install -e '.[voices]'"}
     if missing and wanted != "auto":
         raise UserError(f"--voices: {missing[0]} is not installed; {how[missing[0]]}")
     names = [name for name in names if name in have]
@@ -150,7 +151,7 @@ def melody_contour(
     timbre: Timbre,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """MIDI number of each frame ``[frames]`` from frame ``start`` of the song: notes, glides between them, vibrato, drift.
+    """MIDI number of each frame ``[frames]`` from frame ``start`` of the song: notes, glides, vibrato, drift.
 
     Glides and vibrato stay within a note's first tenths of a second and some tens of cents, so its middle is in tune.
     """
@@ -251,7 +252,7 @@ class Mei(Voice):
 
     @staticmethod
     def _bounds(reading: Reading, natural: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Frame edges of all phonemes ``[phonemes + 1]``: between two beats a vowel, then what comes before the next vowel."""
+        """Frame edges of all phonemes ``[phonemes + 1]``: on each beat a vowel, then what leads to the next."""
         bounds = [0]
         phonemes, syllable_of = reading.phonemes, reading.syllable_of
         nuclei = [i for i, p in enumerate(phonemes) if p in VOWELS or p == "N"]
@@ -284,9 +285,11 @@ class Song070(Voice):
 
     def __init__(self) -> None:
         try:
-            import pysinsy
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it imports pkg_resources, which warns
+                import pysinsy
         except ImportError as error:
-            raise UserError(f"voice song070 cannot be loaded ({error}); pip install 'songbloom[voices]'") from error
+            raise UserError(f"voice song070 cannot be loaded ({error}); pip install -e '.[voices]'") from error
         self._sinsy = pysinsy.Sinsy()
         voice = pysinsy.get_default_htsvoice()
         if not self._sinsy.setLanguages("j", pysinsy.get_default_dic_dir()) or not self._sinsy.loadVoices(voice):
@@ -316,7 +319,7 @@ class Song070(Voice):
         return SungPhrase(start + skip, sound.wave[skip * FRAME : stop * FRAME], phonemes, sound.melody_by_frames)
 
     def _labels(self, notes: PhraseNotes) -> tuple[list[str], list[str]]:
-        """Full-context labels with times at note edges only, and phoneme labels, of a bar of rest, the phrase, and rest."""
+        """Full-context labels (times at note edges only) and phoneme labels of the phrase between two bars of rest."""
         low, high = self._TRAINED
         middle = (min(notes.midi) + max(notes.midi)) / 2
         octaves = -12 * int(np.round((middle - (low + high) / 2) / 12))
@@ -341,7 +344,7 @@ class Song070(Voice):
         return list(full), list(mono)
 
 
-def _spoken_kana(reading: Reading):  # type: ignore[no-untyped-def]
+def _spoken_kana(reading: Reading) -> list[Syllable]:
     """Syllables with long vowels written as they sound (こう → こ お), as Sinsy reads kana letter by letter."""
     vowels = dict(zip("aiueo", "あいうえお", strict=True))
     return [

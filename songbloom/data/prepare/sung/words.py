@@ -51,7 +51,7 @@ class Reading:
 
     ``labels`` are full-context labels (one a phoneme, silence at both ends), ``phonemes`` the phonemes of these labels
     with every vowel voiced, ``syllables`` the kana and phonemes of each note, ``syllable_of[i]`` the syllable that
-    phoneme ``i`` belongs to (``-1`` for silence).
+    phoneme ``i`` belongs to (``-1`` for silence). ``from_text`` is false when the kana had to be read instead.
     """
 
     line: Line
@@ -59,6 +59,7 @@ class Reading:
     phonemes: tuple[str, ...]
     syllables: tuple[Syllable, ...]
     syllable_of: tuple[int, ...]
+    from_text: bool
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +93,7 @@ def split_morae(reading: str) -> list[str]:
 
 
 def voice_vowels(label: str) -> str:
-    """The full-context label with its five phonemes voiced: Open JTalk devoices some i and u (``I U``), song does not."""
+    """The full-context label with its five phonemes voiced: speech devoices some i and u (``I U``), song does not."""
     context, rest = label.split("/A:", 1)
     match = re.fullmatch(r"(.+?)\^(.+?)-(.+?)\+(.+?)=(.+)", context)
     if match is None:
@@ -158,7 +159,7 @@ def read_line(line: Line) -> Reading:
         spoken, mora_of = _spoken_morae(phonemes[1:-1])
         before = ["", *(group[-1] for group in spoken)]
         if len(morae) == len(spoken) and all(map(_agrees, morae, spoken, before)):
-            return _with_syllables(line, labels, phonemes, morae, spoken, mora_of)
+            return _with_syllables(line, labels, phonemes, morae, spoken, mora_of, text == line.text)
         heard.append(" ".join("".join(group) for group in spoken))
     raise UserError(
         f"lyric line {line.text!r}: its reading is {line.reading!r}, Open JTalk says {heard[0]!r}; correct one"
@@ -172,6 +173,7 @@ def _with_syllables(
     morae: list[str],
     spoken: list[tuple[str, ...]],
     mora_of: list[int],
+    from_text: bool,
 ) -> Reading:
     syllables: list[Syllable] = []
     syllable_of_mora: list[int] = []
@@ -183,4 +185,4 @@ def _with_syllables(
             syllables.append(Syllable(mora, group))
         syllable_of_mora.append(len(syllables) - 1)
     syllable_of = (-1, *(syllable_of_mora[m] for m in mora_of), -1)
-    return Reading(line, labels, phonemes, tuple(syllables), syllable_of)
+    return Reading(line, labels, phonemes, tuple(syllables), syllable_of, from_text)
