@@ -95,8 +95,8 @@ def window_generators(seeds: Sequence[int], level: int, start: int) -> list[torc
 
 
 def share(items: int, rank: int, size: int) -> range:
-    """The items of one rank: contiguous, and as even as can be."""
-    return range(items * rank // size, items * (rank + 1) // size)
+    """The items of one rank: contiguous, as even as can be, the first ranks having one more."""
+    return range(-(-items * rank // size), -(-items * (rank + 1) // size))
 
 
 def sample_window(

@@ -1,0 +1,309 @@
+"""What a command line asks of the sampler: its options, and what they mean for a model of given sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from songbloom.distributed import say
+from songbloom.errors import UserError, did_you_mean
+from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
+from songbloom.prior.prior import Prior
+from songbloom.sampling import prompts
+from songbloom.sampling.sampler import LevelSettings
+from songbloom.sampling.windows import hop_of
+from songbloom.vqvae.vqvae import VQVAE
+
+MODES = ("ancestral", "primed", "continue", "upsample")
+_A_LEVEL = "one value, or one a level from level 0 (the finest) up"
+
+
+def knobs(models: Iterable[str]) -> Knobs:
+    """The options of ``sample.py``, which knows models of these names."""
+    return Knobs(
+        group(
+            "what",
+            "What is sampled",
+            model=Knob("", "Model, a name in MODELS of make_models.py: " + ", ".join(models)),
+            name=Knob("", "Folder to write to; its last part is the run's name"),
+            mode=Knob(
+                "ancestral",
+                "Begin from nothing, from sound (primed), or from codes: go on after them (continue) or write the "
+                "levels below them (upsample)",
+                choices=MODES,
+            ),
+            n_samples=Knob(None, "Items; None: as many as --codes_file has, else 1", kind="int", minimum=1),
+            sample_length_in_seconds=Knob(
+                None,
+                "Length of an item in seconds, cut to whole codes of the top level; None: that of --codes_file with "
+                "--mode=upsample, else 24",
+                kind="float",
+                minimum=0,
+            ),
+            total_sample_length_in_seconds=Knob(
+                None,
+                "Length of the song that an item is the beginning of, in seconds, told to models with labels; None: "
+                "240, or the item's own length if that is more",
+                kind="float",
+                minimum=0,
+            ),
+            seed=Knob(0, "Seed; with it an item's number alone decides its random numbers"),
+            levels=Knob(None, "Levels that the model has; only checked", kind="int", minimum=1),
+            levels_to_sample=Knob(
+                None, "Levels to write, such as 2 to hear the top first; None: all that the mode writes", kind="ints"
+            ),
+            sr=Knob(None, "Sample rate of the model in Hz; only checked", kind="int", minimum=1),
+            overwrite=Knob(False, "Replace a run with other settings that is in the folder"),
+        ),
+        group(
+            "how",
+            f"How it is sampled ({_A_LEVEL})",
+            temp=Knob((0.99,), "Temperature; 0 always takes the likeliest code", kind="floats", minimum=0),
+            top_k=Knob((0,), "Draw from the k likeliest codes only; 0: from all", kind="ints", minimum=0),
+            top_p=Knob(
+                (0.0,),
+                "Draw from the likeliest codes of this total probability only; 0: from all",
+                kind="floats",
+                minimum=0,
+            ),
+            hop_fraction=Knob(
+                None,
+                "How far a window moves on, as a share of the context; None: .125 for the top level, .5 for the others",
+                kind="floats",
+            ),
+            max_batch_size=Knob(
+                None,
+                "Items sampled together; None: 16, or 3 with priors of billions of weights",
+                kind="ints",
+                minimum=1,
+            ),
+            chunk_size=Knob(None, "Codes of a prompt that are read at once; None: all", kind="ints", minimum=1),
+            precision=Knob(
+                "", "Arithmetic of the priors; empty: fp16 on CUDA, else fp32", choices=("", "fp32", "bf16", "fp16")
+            ),
+            device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
+        ),
+        group(
+            "beginning",
+            "What it begins from",
+            audio_file=Knob(
+                "", "Sound files for --mode=primed, comma separated; taken again until there are n_samples"
+            ),
+            codes_file=Knob(
+                "", "A data.pth.tar of any level of an earlier run, for --mode=continue and --mode=upsample"
+            ),
+            prompt_length_in_seconds=Knob(
+                None, "How much of --audio_file or --codes_file is kept, in seconds; None: all", kind="float", minimum=0
+            ),
+        ),
+        group(
+            "files",
+            "Where the model's weights are",
+            hps=Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
+            restore_vqvae=Knob(
+                "", "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar"
+            ),
+            restore_prior=Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
+            local_logdir=Knob("logs", "Folder in which training left its checkpoints"),
+        ),
+        group("command", "The command itself", help=Knob(False, "Print this, and stop")),
+    )
+
+
+def help_text(models: Iterable[str]) -> str:
+    """What ``--help`` prints."""
+    usage = "usage: python sample.py --model=MODEL --name=FOLDER [--key=value | --key value | --flag | --no-flag] …"
+    return knobs(models).help(usage).rstrip()
+
+
+def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams:
+    """The options, defaults filled in.
+
+    Raises:
+        UserError: whatever a person mistyped or left out, in one line.
+    """
+    models = list(models)
+    known = knobs(models)
+    options = known.merge({}, "", known.parse(arguments))
+    if options.help:
+        return options
+    if not options.model:
+        raise UserError(f"--model is missing: give one of {', '.join(models)}")
+    if options.model not in models:
+        near = did_you_mean(options.model, models)
+        raise UserError(f"--model: no model is named {options.model!r}{near}; known: {', '.join(models)}")
+    if not options.name:
+        raise UserError("--name is missing: it names the folder to write to, such as --name=samples/first")
+    if bool(options.audio_file) != (options.mode == "primed"):
+        raise UserError("--audio_file and --mode=primed belong together: give both or neither")
+    if bool(options.codes_file) != (options.mode in ("continue", "upsample")):
+        raise UserError("--codes_file belongs to --mode=continue and --mode=upsample: give it with one of these")
+    if options.prompt_length_in_seconds is not None and options.mode in ("ancestral", "upsample"):
+        raise UserError(f"--prompt_length_in_seconds has no meaning with --mode={options.mode}: leave it out")
+    return options
+
+
+def levels_to_write(options: Hyperparams, levels: int) -> list[int]:
+    """The levels to write: those of the mode, or of these the ones that are asked for."""
+    possible = range(levels - 1) if options.mode == "upsample" else range(levels)
+    if not possible:
+        raise UserError(f"--mode=upsample writes the levels below the top, and {options.model!r} has one level only")
+    chosen = sorted(set(possible if options.levels_to_sample is None else options.levels_to_sample))
+    strange = [level for level in chosen if level not in possible]
+    if strange:
+        raise UserError(
+            f"--levels_to_sample={strange[0]}: --mode={options.mode} writes levels {possible[0]} to {possible[-1]} "
+            f"of {options.model!r}"
+        )
+    if chosen != list(range(chosen[0], chosen[-1] + 1)):
+        raise UserError("--levels_to_sample leaves a gap: a level is written from the one directly above it")
+    if not options.codes_file and chosen[-1] != levels - 1:
+        raise UserError(
+            f"--levels_to_sample leaves out the top level {levels - 1}, from which the others are written: add it, or "
+            "give --mode=upsample and --codes_file"
+        )
+    return chosen
+
+
+def sample_length(options: Hyperparams, vqvae: VQVAE, loaded: Sequence[Tensor] | None) -> int:
+    """Samples an item, a whole number of codes of the top level."""
+    hop, rate = vqvae.hop_lengths[-1], vqvae.sample_rate
+    seconds = options.sample_length_in_seconds
+    if seconds is None and options.mode == "upsample" and loaded is not None:
+        return max(each.shape[1] * step for each, step in zip(loaded, vqvae.hop_lengths, strict=True)) // hop * hop
+    seconds = 24.0 if seconds is None else seconds
+    length = prompts.whole_codes(seconds, rate, hop)
+    if not length:
+        raise UserError(
+            f"--sample_length_in_seconds={seconds:g} is less than one code of the top level, {hop / rate:.3f} s"
+        )
+    return length
+
+
+def total_length(options: Hyperparams, seconds: float) -> float:
+    """Length in seconds of the song that an item is said to begin."""
+    total = options.total_sample_length_in_seconds
+    if total is None:
+        return max(240.0, seconds)
+    if total < seconds:
+        raise UserError(
+            f"--total_sample_length_in_seconds={total:g} is less than --sample_length_in_seconds={seconds:g}: "
+            "an item is a part of the whole"
+        )
+    return float(total)
+
+
+def beginning(options: Hyperparams, vqvae: VQVAE, levels: Sequence[int]) -> tuple[int, list[Tensor]]:
+    """How long an item becomes, and what is there of it before sampling.
+
+    Args:
+        options: the command line.
+        vqvae: the codec.
+        levels: those to write.
+
+    Returns:
+        Samples an item, and codes ``[items, …]`` int64 for each level of the codec, finest first.
+
+    Raises:
+        UserError: a prompt cannot be read or does not fit the model or the length.
+    """
+    for option, there in (("levels", vqvae.levels), ("sr", vqvae.sample_rate)):
+        if options[option] not in (None, there):
+            raise UserError(f"--{option}={options[option]}, but model {options.model!r} has {there}: leave it out")
+    if options.mode == "ancestral":
+        return sample_length(options, vqvae, None), prompts.empty_codes(options.n_samples or 1, vqvae.levels)
+    seconds = options.prompt_length_in_seconds
+    if options.mode == "primed":
+        length = sample_length(options, vqvae, None)
+        paths = [part.strip() for part in options.audio_file.split(",") if part.strip()]
+        return length, prompts.codes_from_audio(paths, options.n_samples or len(paths), vqvae, seconds, length)
+    loaded = prompts.codes_from_file(options.codes_file, options.n_samples, vqvae)
+    length = sample_length(options, vqvae, loaded)
+    keep = length
+    if seconds is not None:
+        keep = min(keep, prompts.whole_codes(seconds, vqvae.sample_rate, vqvae.hop_lengths[-1]))
+    codes = prompts.cut(loaded, keep, vqvae.hop_lengths)
+    above = max(levels) + 1
+    if above < vqvae.levels and codes[above].shape[1] < length // vqvae.hop_lengths[above]:
+        have = codes[above].shape[1] * vqvae.hop_lengths[above] / vqvae.sample_rate
+        raise UserError(
+            f"{options.codes_file}: has {have:.2f} s of codes at level {above}, and the levels below cannot become "
+            f"longer than that: give a shorter --sample_length_in_seconds"
+        )
+    if all(codes[level].shape[1] >= length // vqvae.hop_lengths[level] for level in levels):
+        raise UserError(
+            f"{options.codes_file}: levels {min(levels)} to {max(levels)} have {length / vqvae.sample_rate:.2f} s "
+            "already: give a longer --sample_length_in_seconds, or a shorter --prompt_length_in_seconds"
+        )
+    return length, codes
+
+
+def level_settings(options: Hyperparams, prior: Prior, levels: int, device: torch.device) -> LevelSettings:
+    """The settings of a level, defaults filled in."""
+
+    def of_level(option: str) -> Any:
+        values = options[option]
+        if values is not None and len(values) not in (1, levels):
+            raise UserError(
+                f"--{option} has {len(values)} values, but {options.model!r} has {levels} levels: give {_A_LEVEL}"
+            )
+        return None if values is None else values[prior.level % len(values)]
+
+    hop_fraction, largest, top_k, top_p = map(of_level, ("hop_fraction", "max_batch_size", "top_k", "top_p"))
+    if top_k and top_p:
+        raise UserError(f"--top_k and --top_p are both set for level {prior.level}: give one of them")
+    if top_p > 1:
+        raise UserError(f"--top_p={top_p:g}: a probability is at most 1")
+    if hop_fraction is None:
+        hop_fraction = 0.125 if prior.level == levels - 1 else 0.5
+    huge = sum(parameter.numel() for parameter in prior.parameters()) > 2e9
+    return LevelSettings(
+        temperature=of_level("temp"),
+        top_k=top_k,
+        top_p=top_p,
+        hop_fraction=hop_fraction,
+        max_batch_size=largest or (3 if huge else 16),
+        chunk_size=of_level("chunk_size"),
+        precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
+    )
+
+
+def check_windows(prior: Prior, length: int, settings: LevelSettings, vqvae: VQVAE) -> None:
+    """Refuse windows that do not fit the level above, and tell of a length that does not fill one window.
+
+    Args:
+        prior: a level's; its sizes are enough.
+        length: samples an item.
+        settings: of the level.
+        vqvae: the codec.
+    """
+    total = length // prior.hop_length
+    if total > prior.n_ctx:
+        hop_of(settings.hop_fraction, prior.n_ctx, level=prior.level, multiple_of=prior.cond_downsample or 1)
+    elif total < prior.n_ctx:
+        window, asked = (samples / vqvae.sample_rate for samples in (prior.n_ctx * prior.hop_length, length))
+        say(f"note: level {prior.level} learnt from {window:.2f} s at a time; {asked:.2f} s do not fill its window")
+
+
+def identity(
+    options: Hyperparams, vqvae: VQVAE, length: int, codes: Sequence[Tensor], settings: Mapping[int, LevelSettings]
+) -> dict[str, Any]:
+    """Everything on a command line that decides what is written, but for rounding, as plain data."""
+    plain = {level: each.plain() for level, each in settings.items()}
+    for each in plain.values():
+        del each["max_batch_size"], each["chunk_size"]
+    return {
+        "model": options.model,
+        "mode": options.mode,
+        "hps": options.hps,
+        "levels": sorted(settings),
+        "seed": options.seed,
+        "n_samples": codes[0].shape[0],
+        "sample_length": length,
+        "total_length": total_length(options, length / vqvae.sample_rate),
+        "prompt": prompts.digest(codes),
+        **{f"level_{level}": plain[level] for level in sorted(plain)},
+    }

@@ -1,0 +1,252 @@
+"""Command lines and prompts: what they ask for, and one line for each mistake."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from make_models import MODELS
+from songbloom.errors import UserError
+from songbloom.hyperparams import Hyperparams
+from songbloom.prior.prior import Prior
+from songbloom.sampling import prompts, request
+from songbloom.sampling.run import LevelData
+from songbloom.training import checkpoint
+from songbloom.vqvae.vqvae import VQVAE
+from tests.sampling.tiny import tiny_models
+
+CPU = torch.device("cpu")
+
+
+def options(line: str) -> Hyperparams:
+    return request.command_line(shlex.split("--model=tiny --name=out " + line), MODELS)
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[VQVAE, list[Prior]]:
+    return tiny_models()
+
+
+@pytest.fixture(scope="module")
+def codes(models: tuple[VQVAE, list[Prior]]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, 32, (2, 400), generator=generator), torch.randint(0, 32, (2, 100), generator=generator)]
+
+
+@pytest.fixture
+def codes_file(tmp_path: Path, codes: list[torch.Tensor]) -> Path:
+    data = LevelData(codes, torch.zeros(2, 3200, 1), [None, None], [{}, {}])
+    checkpoint.save(tmp_path / "data.pth.tar", data.plain())
+    return tmp_path / "data.pth.tar"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("--nsamples=3", r"no option is named --nsamples \(did you mean 'n_samples'\?\)"),
+        ("--mode=primd", r"not 'primd' \(did you mean 'primed'\?\)"),
+        ("--model=tinny", r"no model is named 'tinny' \(did you mean 'tiny'\?\); known: 5b, "),
+        ("--model=", "--model is missing"),
+        ("--name=", "--name is missing"),
+        ("--n_samples=0", "must be at least 1"),
+        ("--temp=warm", "temp wants numbers"),
+        ("--mode=primed", "--audio_file and --mode=primed belong together"),
+        ("--audio_file=a.wav", "--audio_file and --mode=primed belong together"),
+        ("--mode=upsample", "--codes_file belongs to"),
+        ("--prompt_length_in_seconds=3", "has no meaning with --mode=ancestral"),
+        ("--precision=fp64", "not 'fp64'"),
+    ],
+)
+def test_mistakes_in_the_command(line: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        options(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_tells_every_option() -> None:
+    text = request.help_text(MODELS)
+    for key in request.knobs(MODELS):
+        assert f"--{key}=" in text
+    assert "demo, tiny" in text
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("", [0, 1]),
+        ("--levels_to_sample=1", [1]),
+        ("--mode=upsample --codes_file=x", [0]),
+        ("--mode=continue --codes_file=x --levels_to_sample=0", [0]),
+    ],
+)
+def test_levels_to_write(line: str, expected: list[int]) -> None:
+    assert request.levels_to_write(options(line), 2) == expected
+
+
+@pytest.mark.parametrize(
+    "line, levels, words",
+    [
+        ("--levels_to_sample=2", 2, "writes levels 0 to 1"),
+        ("--levels_to_sample=0", 2, "leaves out the top level 1"),
+        ("--levels_to_sample=0,2", 3, "leaves a gap"),
+        ("--mode=upsample --codes_file=x", 1, "has one level only"),
+        ("--mode=upsample --codes_file=x --levels_to_sample=1", 2, "writes levels 0 to 0"),
+    ],
+)
+def test_levels_that_cannot_be_written(line: str, levels: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        request.levels_to_write(options(line), levels)
+
+
+def test_lengths_are_whole_codes_of_the_top_level(models: tuple[VQVAE, list[Prior]]) -> None:
+    vqvae, _ = models  # 8000 Hz, 32 samples a code at the top
+    length, codes = request.beginning(options("--sample_length_in_seconds=.5009 --n_samples=3"), vqvae, [0, 1])
+    assert length == 4000
+    assert [tuple(each.shape) for each in codes] == [(3, 0), (3, 0)]
+    assert request.beginning(options(""), vqvae, [0, 1])[0] == 24 * 8000
+    with pytest.raises(UserError, match=r"less than one code of the top level, 0\.004 s"):
+        request.beginning(options("--sample_length_in_seconds=.0039"), vqvae, [0, 1])
+    for line, words in [("--sr=44100", "--sr=44100, but model 'tiny' has 8000"), ("--levels=3", "has 2")]:
+        with pytest.raises(UserError, match=words):
+            request.beginning(options(line), vqvae, [0, 1])
+
+
+def test_total_length() -> None:
+    assert request.total_length(options(""), 10) == 240
+    assert request.total_length(options(""), 300) == 300
+    assert request.total_length(options("--total_sample_length_in_seconds=60"), 10) == 60
+    with pytest.raises(UserError, match="an item is a part of the whole"):
+        request.total_length(options("--total_sample_length_in_seconds=6"), 10)
+
+
+def test_settings_of_levels(models: tuple[VQVAE, list[Prior]]) -> None:
+    fine, top = models[1]
+    asked = options("--temp=.9,.8 --top_k=5 --hop_fraction=.5,.25 --max_batch_size=2,1 --chunk_size=8")
+    assert request.level_settings(asked, fine, 2, CPU).plain() == {
+        **{"temp": 0.9, "top_k": 5, "top_p": 0.0, "hop_fraction": 0.5},
+        **{"max_batch_size": 2, "chunk_size": 8, "precision": "fp32"},
+    }
+    assert request.level_settings(asked, top, 2, CPU).hop_fraction == 0.25
+    assert request.level_settings(options(""), top, 2, CPU).hop_fraction == 0.125
+    assert request.level_settings(options(""), fine, 2, CPU).hop_fraction == 0.5
+    assert request.level_settings(options(""), fine, 2, torch.device("cuda")).precision == "fp16"
+    for line, words in [
+        ("--temp=1,1,1", "--temp has 3 values, but 'tiny' has 2 levels"),
+        ("--top_k=5 --top_p=.5", "both set for level 0"),
+        ("--top_p=1.5", "at most 1"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            request.level_settings(options(line), fine, 2, CPU)
+
+
+@pytest.mark.parametrize("fraction, words", [("0,.5", "more than 0"), (".003,.5", "less than one code")])
+def test_hops_are_checked_before_work(models: tuple[VQVAE, list[Prior]], fraction: str, words: str) -> None:
+    fine = models[1][0]
+    settings = request.level_settings(options(f"--hop_fraction={fraction}"), fine, 2, CPU)
+    with pytest.raises(UserError, match=f"at level 0.*{words}"):
+        request.check_windows(fine, 8000, settings, models[0])
+
+
+def test_a_length_below_a_window_is_told(models: tuple[VQVAE, list[Prior]], capsys: pytest.CaptureFixture[str]) -> None:
+    fine = models[1][0]
+    request.check_windows(fine, 800, request.level_settings(options(""), fine, 2, CPU), models[0])
+    assert capsys.readouterr().out == "note: level 0 learnt from 0.26 s at a time; 0.10 s do not fill its window\n"
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_codes_of_an_earlier_run(models, codes, codes_file: Path) -> None:
+    vqvae = models[0]
+    line = f"--codes_file={codes_file} "
+    length, begun = request.beginning(
+        options(line + "--mode=continue --sample_length_in_seconds=1 --prompt_length_in_seconds=.1"), vqvae, [0, 1]
+    )
+    assert length == 8000
+    assert torch.equal(begun[1], codes[1][:, :25])
+    assert torch.equal(begun[0], codes[0][:, :100])
+    length, begun = request.beginning(
+        options(line + "--mode=continue --sample_length_in_seconds=1 --n_samples=3"), vqvae, [0, 1]
+    )
+    assert torch.equal(begun[1], codes[1][[0, 1, 0]])
+    for rest, levels, words in [
+        ("--mode=upsample", [0], "levels 0 to 0 have 0.40 s already"),
+        ("--mode=upsample --sample_length_in_seconds=2", [0], "has 0.40 s of codes at level 1"),
+        ("--mode=continue --sample_length_in_seconds=.3", [0, 1], "have 0.30 s already"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            request.beginning(options(line + rest), vqvae, levels)
+
+
+def test_upsampling_takes_its_length_from_the_codes(models, codes, tmp_path: Path) -> None:
+    data = LevelData([codes[0][:, :0], codes[1]], torch.zeros(2, 3200, 1), [None, None], [{}, {}])
+    checkpoint.save(tmp_path / "top.pth.tar", data.plain())
+    asked = options(f"--mode=upsample --codes_file={tmp_path / 'top.pth.tar'}")
+    length, begun = request.beginning(asked, models[0], [0])
+    assert length == 3200
+    assert [each.shape[1] for each in begun] == [0, 100]
+
+
+def test_codes_of_another_codec_are_refused(models, codes, tmp_path: Path) -> None:
+    for changed, words in [
+        ([codes[0] + 1, codes[1]], "level 0 holds codes from 1 to 32, but the model's are 0 to 31"),
+        (codes[:1], "holds codes of 1 levels, and the model has 2"),
+        ([each[:0] for each in codes], "equally many items, at least one"),
+        ([each[:, :0] for each in codes], "holds no codes at any level"),
+    ]:
+        data = LevelData(changed, torch.zeros(2, 3200, 1), [None], [{}])
+        checkpoint.save(tmp_path / "data.pth.tar", data.plain())
+        with pytest.raises(UserError, match=words):
+            prompts.codes_from_file(tmp_path / "data.pth.tar", None, models[0])
+
+
+def test_sound_as_a_prompt(models, tmp_path: Path) -> None:
+    vqvae = models[0]
+    paths = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    generator = np.random.default_rng(0)
+    sounds = [generator.uniform(-0.5, 0.5, (length, 2)).astype(np.float32) for length in (8000, 4010)]
+    for path, sound in zip(paths, sounds, strict=True):
+        soundfile.write(path, sound, 8000, subtype="FLOAT")
+    codes = prompts.codes_from_audio(paths, 3, vqvae, None, 16000)
+    assert [tuple(each.shape) for each in codes] == [(3, 500), (3, 125)]  # the shorter file's 125 whole codes
+    assert torch.equal(codes[0][0], codes[0][2])
+    expected = vqvae.encode(torch.from_numpy(sounds[1][:4000].mean(1, keepdims=True))[None])
+    assert torch.equal(codes[1][1:2], expected[1])
+    assert prompts.codes_from_audio(paths, 1, vqvae, 0.75, 16000)[1].shape == (1, 187)
+    for seconds, longest, words in [
+        (0.75, 16000, "b.wav: is 0.50 s long, shorter than --prompt_length_in_seconds=0.75"),
+        (0.5, 3200, "longer than the sample of 0.40 s"),
+        (0.001, 3200, "shorter than one code of 0.004 s"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            prompts.codes_from_audio(paths, 2, vqvae, seconds, longest)
+    with pytest.raises(UserError, match=r"missing\.wav"):
+        prompts.codes_from_audio([tmp_path / "missing.wav"], 1, vqvae, None, 16000)
+
+
+def test_digests(codes: list[torch.Tensor]) -> None:
+    assert prompts.digest(prompts.empty_codes(3, 2)) == ""
+    other = [codes[0], codes[1].clone()]
+    assert prompts.digest(codes) == prompts.digest(other) != ""
+    other[1][0, 0] += 1
+    assert prompts.digest(codes) != prompts.digest(other)
+
+
+def test_identity_leaves_out_what_does_not_decide(models) -> None:
+    vqvae, priors = models
+    empty = prompts.empty_codes(1, 2)
+
+    def identity(line: str) -> dict:
+        asked = options(line)
+        settings = {prior.level: request.level_settings(asked, prior, 2, CPU) for prior in priors}
+        return request.identity(asked, vqvae, 8000, empty, settings)
+
+    plain = identity("")
+    assert identity("--max_batch_size=1 --chunk_size=2") == plain
+    for line in ("--seed=1", "--temp=.5", "--precision=bf16", "--hop_fraction=.25"):
+        assert identity(line) != plain

@@ -1,0 +1,148 @@
+"""``sample.py`` as people run it, with the model ``tiny`` and random weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.sampling.tiny import write_tiny
+
+ROOT = Path(__file__).parent.parent
+MPIEXEC = Path(sys.executable).parent / "mpiexec"
+SECONDS = "--sample_length_in_seconds=.6"  # 600 codes over windows of 256, and 150 over windows of 128
+
+
+def sample(folder: Path, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder``, in which ``logs`` holds the model."""
+    launch = [str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
+    return subprocess.run(
+        [*launch, sys.executable, str(ROOT / "sample.py"), "--model=tiny", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def done(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def codes(folder: Path, level: int = 0) -> list[torch.Tensor]:
+    return torch.load(folder / f"level_{level}" / "data.pth.tar", weights_only=True)["zs"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model's checkpoints in ``logs`` and a run of three items in ``three``."""
+    folder = tmp_path_factory.mktemp("sampling")
+    write_tiny(folder / "logs")
+    output = done(sample(folder, "--name=three", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", "--sr=8000"))
+    assert "listen: three/index.html" in output
+    assert "level 1: 450 codes in" in output
+    return folder
+
+
+def test_what_a_run_leaves(workplace: Path) -> None:
+    three = workplace / "three"
+    content = torch.load(three / "level_0" / "data.pth.tar", weights_only=True)
+    assert sorted(content) == ["labels", "sampling_kwargs", "x", "zs"]
+    assert [tuple(each.shape) for each in content["zs"]] == [(3, 600), (3, 150)]
+    assert content["x"].shape == (3, 4800, 1)
+    assert [each["hop_fraction"] for each in content["sampling_kwargs"]] == [0.5, 0.25]
+    assert content["sampling_kwargs"][0]["run"]["seed"] == 0
+    top = codes(three, level=1)
+    assert [each.shape[1] for each in top] == [0, 150]
+    assert torch.equal(top[1], content["zs"][1])
+    page = (three / "index.html").read_text()
+    assert page.count("<audio") == 3
+    assert "--hop_fraction=.5,.25" in page
+
+
+def test_the_seed_gives_the_same_again_however_many_items_and_ranks(workplace: Path) -> None:
+    three = workplace / "three"
+    again = ["--hop_fraction=.5,.25", SECONDS]
+    done(sample(workplace, "--name=one", "--n_samples=1", *again))
+    output = done(sample(workplace, "--name=two_ranks", "--n_samples=3", "--max_batch_size=1", *again, ranks=2))
+    assert output.count("listen:") == 1
+    for item, other in [(0, "one"), (0, "two_ranks"), (1, "two_ranks"), (2, "two_ranks")]:
+        for level in (0, 1):
+            assert torch.equal(codes(three)[level][item], codes(workplace / other)[level][item])
+            name = f"level_{level}/item_{item}.wav"
+            assert (three / name).read_bytes() == (workplace / other / name).read_bytes()
+    assert not (workplace / "two_ranks" / "level_0" / "item_3.wav").exists()
+
+
+def test_the_same_command_goes_on_and_another_is_refused(workplace: Path) -> None:
+    command = ["--name=again", SECONDS, "--seed=5"]
+    done(sample(workplace, *command))
+    written = (workplace / "again" / "level_0" / "item_0.wav").read_bytes()
+    sound = workplace / "again" / "level_1" / "item_0.wav"
+    before = sound.stat().st_mtime_ns
+    (workplace / "again" / "level_0" / "data.pth.tar").unlink()
+    assert "again: goes on below level 1" in done(sample(workplace, *command))
+    assert sound.stat().st_mtime_ns == before
+    assert (workplace / "again" / "level_0" / "item_0.wav").read_bytes() == written
+    refused = sample(workplace, *command, "--temp=.5", ranks=2)
+    assert refused.returncode == 2
+    assert refused.stderr.count("error:") == 1
+    assert "level_0.temp is 0.99 there, 0.5 here" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_choosing_a_top_and_going_on_from_it(workplace: Path) -> None:
+    done(sample(workplace, "--name=top", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", "--levels_to_sample=1"))
+    top = workplace / "top" / "level_1" / "data.pth.tar"
+    done(sample(workplace, "--name=up", "--mode=upsample", f"--codes_file={top}", "--hop_fraction=.5,.25"))
+    for level in (0, 1):
+        assert torch.equal(codes(workplace / "up")[level], codes(workplace / "three")[level])
+    assert not (workplace / "up" / "level_1").exists()
+    # The first item goes on to twice its length: what there was stays.
+    done(
+        sample(
+            workplace, "--name=longer", "--mode=continue", f"--codes_file={top}", "--n_samples=1",
+            "--sample_length_in_seconds=1", "--levels_to_sample=1",
+        )
+    )  # fmt: skip
+    longer = codes(workplace / "longer", level=1)[1]
+    assert longer.shape == (1, 250)
+    assert torch.equal(longer[:, :150], codes(workplace / "top", level=1)[1][:1])
+
+
+def test_beginning_from_sound(workplace: Path) -> None:
+    sound = workplace / "three" / "level_0" / "item_1.wav"
+    arguments = [f"--audio_file={sound}", "--prompt_length_in_seconds=.3", "--n_samples=2", SECONDS]
+    done(sample(workplace, "--name=primed", "--mode=primed", *arguments))
+    fine, top = codes(workplace / "primed")
+    assert (fine.shape, top.shape) == ((2, 600), (2, 150))
+    assert torch.equal(fine[0, :300], fine[1, :300])
+    assert not torch.equal(top[0], top[1])
+
+
+def test_a_name_with_markup_stays_text(workplace: Path) -> None:
+    name = "<script>alert(1)<b>"
+    done(sample(workplace, f"--name={name}", "--sample_length_in_seconds=.1"))
+    page = (workplace / name / "index.html").read_text()
+    assert page.count("<script") == 2
+    assert "&lt;script&gt;alert(1)&lt;b&gt;" in page
+
+
+def test_a_missing_part_is_told_before_work(workplace: Path) -> None:
+    result = sample(workplace, "--name=never", SECONDS, "--restore_prior=,nowhere.pth.tar")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: nowhere.pth.tar: no such file; it should hold the weights of tiny_prior"
+    assert not (workplace / "never").exists()
+    result = sample(workplace, "--name=never", SECONDS, "--restore_prior=logs/tiny_prior/checkpoint_latest.pth.tar")
+    assert "names 1 files, but 'tiny' has 2 levels" in result.stderr
+
+
+def test_help(workplace: Path) -> None:
+    assert "--hop_fraction=None" in done(sample(workplace, "--help"))
