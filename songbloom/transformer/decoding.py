@@ -8,7 +8,10 @@ other devices weights are only cast.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
 # fast as with a hint of 1, and four are a third faster (measured on an Intel machine with AVX-512).
 PACKING_ROWS = 16
+
+
+PACKED_FROM_ROWS = 4  # see worth_packing
 
 
 class FastLinear(Protocol):
@@ -118,6 +124,7 @@ class PackedLinear:
         return self._call_added(x, residual, self.weight, self.bias, "add")
 
 
+@cache
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this torch, on this machine, has oneDNN's packed linear map for the dtype; tried on a tiny one."""
     if device.type != "cpu":
@@ -128,6 +135,29 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         return torch.equal(packed(x), x + 1) and torch.equal(packed.added_to(x, x), 2 * x + 1)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
+
+
+@cache
+def _mkl_is_at_home() -> bool:
+    """Whether plain float32 products run on MKL on an Intel processor, where it reaches the memory's speed."""
+    try:
+        vendor = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        vendor = platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in vendor
+
+
+def worth_packing(dtype: torch.dtype, device: torch.device, rows: int) -> bool:
+    """Whether packed weights are the faster ones for ``rows`` rows at a time.
+
+    A plain float32 product of one row reads a 4 MiB weight at 20 GB/s where MKL meets another maker's processor, and
+    oneDNN at 24; on an Intel one it is 26 against 21, as each call of oneDNN costs some 30 µs more. From about four
+    rows on, and in bfloat16, oneDNN wins on both. The rule looks at nothing that changes between runs on one machine,
+    so that neither does what is computed.
+    """
+    if dtype == torch.float32 and rows < PACKED_FROM_ROWS and _mkl_is_at_home():
+        return False
+    return can_pack(dtype, device)
 
 
 class LayerWeights:
@@ -154,19 +184,25 @@ class LayerWeights:
 class DecodingTransformer:
     """A transformer's weights, prepared for :meth:`extend`. Made by ``Transformer.for_decoding``.
 
-    Make it again when the weights have changed: packed weights are a copy that later changes do not reach. Where
-    nothing is packed (``packed`` is False) and the dtype is the model's, they are the model's own, at no extra memory.
+    They are packed, or not, when the first cache of a batch size that asks for it is made. Make this again when the
+    weights have changed: packed ones are a copy that later changes do not reach. Plain ones are the model's own where
+    the dtype is the model's, at no extra memory.
     """
 
     def __init__(self, transformer: Transformer, dtype: torch.dtype) -> None:
-        weight = transformer.stack[0].mlp.up.weight
-        self.config, self.dtype, self.device = transformer.config, dtype, weight.device
-        self.packed = can_pack(dtype, weight.device)
-        self._transformer = transformer
-        self.layers = [LayerWeights(layer, self.config, dtype, self.packed) for layer in transformer.stack]
+        self.config, self.dtype, self.device = transformer.config, dtype, transformer.stack[0].mlp.up.weight.device
         self.geometry: Geometry = self.config.geometry
-        self.distinct: Sequence[int] = sorted(set(transformer.funcs))
-        self.head_width = self.config.state // self.config.heads
+        self._transformer = transformer
+        self._layers: dict[bool, list[LayerWeights]] = {}
+        self._functions: Sequence[int] = sorted(set(transformer.funcs))
+
+    def layers(self, batch: int) -> list[LayerWeights]:
+        """The layers as prepared for this many sequences."""
+        packed = worth_packing(self.dtype, self.device, batch)
+        if packed not in self._layers:
+            stack = self._transformer.stack
+            self._layers[packed] = [LayerWeights(layer, self.config, self.dtype, packed) for layer in stack]
+        return self._layers[packed]
 
     def new_cache(
         self,
@@ -179,6 +215,7 @@ class DecodingTransformer:
         """As ``Transformer.new_cache``; the dtype can only be the one this was made for."""
         if dtype not in (None, self.dtype):
             raise UserError(f"dtype: prepared for {self.dtype}, so its cache cannot be {dtype}")
+        self.layers(batch)
         return self._transformer.new_cache(batch, dtype=self.dtype, device=device, encoder_kv=encoder_kv)
 
     @torch.no_grad()
@@ -189,7 +226,7 @@ class DecodingTransformer:
         if shape[1] == 1:
             return self._step(x.reshape(shape[0], shape[2]).to(self.dtype), cache, before).float().view(shape)
         flat = x.reshape(-1, shape[2]).to(self.dtype)
-        for layer, entries in zip(self.layers, cache.entries, strict=True):
+        for layer, entries in zip(self.layers(shape[0]), cache.entries, strict=True):
             qkv = layer.project(layer_norm(flat, *layer.attention_norm)).view(shape[0], shape[1], -1)
             q, k, v = (*qkv.split(self.config.state, dim=-1), None, None)[:3]
             a = attend_chunk(layer.function, self.geometry, entries, q, k, v, before)
@@ -205,9 +242,10 @@ class DecodingTransformer:
 
     def _step(self, x: torch.Tensor, cache: DecodingCache, t: int) -> torch.Tensor:
         """One position, ``[N, width] -> [N, width]``."""
-        n, state, heads, d = x.shape[0], self.config.state, self.config.heads, self.head_width
-        windows = {function: step_window(function, self.geometry, t) for function in self.distinct}
-        for index, layer in enumerate(self.layers):
+        n, state, heads = x.shape[0], self.config.state, self.config.heads
+        d = state // heads
+        windows = {function: step_window(function, self.geometry, t) for function in self._functions}
+        for index, layer in enumerate(self.layers(n)):
             h = layer_norm(x, *layer.attention_norm)
             qkv = layer.project(h)
             slot, start, stop = windows[layer.function]
@@ -218,6 +256,6 @@ class DecodingTransformer:
             if stop > start:
                 keys, values = cache.keys[index][:, :, start:stop], cache.values[index][:, :, start:stop]
                 query = qkv.as_strided((n, heads, 1, d), (row, d, state, 1))
-                a = F.scaled_dot_product_attention(query, keys, values).view(n, state)
+                a = F.scaled_dot_product_attention(query, keys, values).reshape(n, state)
             x = self._finish(layer, x, a)
         return x

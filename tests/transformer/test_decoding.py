@@ -14,7 +14,7 @@ from songbloom.errors import UserError
 from songbloom.transformer import decoding
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.cache import DecodingCache, slots
-from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, PlainLinear, can_pack
+from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, PlainLinear, can_pack, worth_packing
 from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
 
 CPU = torch.device("cpu")
@@ -45,7 +45,9 @@ def test_any_chunks_equal_the_whole(config: TransformerConfig, seed: int, prepar
     with torch.no_grad():
         want = model(x, encoder_kv)
     stepper = model.for_decoding() if prepared else model
-    cache = stepper.new_cache(2, encoder_kv=encoder_kv)
+    if data.draw(st.booleans()):  # as many sequences as have their weights packed
+        x, encoder_kv, want = (torch.cat([t, t.flip(0)]) for t in (x, encoder_kv, want))
+    cache = stepper.new_cache(len(x), encoder_kv=encoder_kv)
     got = fed(stepper, cache, x, cuts(data, config.n_ctx))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=5e-5)
     assert cache.length == config.n_ctx
@@ -76,11 +78,11 @@ def test_half_precision_chunks_are_close(
 def test_packed_and_plain_weights_agree(packed: bool, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if packed and not can_pack(torch.float32, CPU):
         pytest.skip("this torch has no packed linear map")
-    monkeypatch.setattr(decoding, "can_pack", lambda dtype, device: packed)
+    monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: packed)
     model = transformer(TransformerConfig(**SMALL, activation=activation, res_scale=True), 0)
     x, _ = inputs(model.config, 0)
     stepper = model.for_decoding()
-    assert isinstance(stepper.layers[0].up, PackedLinear if packed else PlainLinear)
+    assert isinstance(stepper.layers(2)[0].up, PackedLinear if packed else PlainLinear)
     with torch.no_grad():
         torch.testing.assert_close(fed(stepper, stepper.new_cache(2), x, [1] * 24), model(x), rtol=1e-4, atol=2e-5)
 
@@ -90,18 +92,27 @@ def test_packing_falls_back_where_torch_lacks_it(monkeypatch: pytest.MonkeyPatch
         raise AttributeError("no such operator")
 
     monkeypatch.setattr(decoding, "PackedLinear", missing)
-    assert not can_pack(torch.float32, CPU)
+    assert not can_pack.__wrapped__(torch.float32, CPU)
     assert not can_pack(torch.float32, torch.device("cuda"))
-    stepper = Transformer(TransformerConfig(**SMALL)).for_decoding()
-    assert not stepper.packed
 
 
-def test_later_training_does_not_reach_packed_weights() -> None:
+def test_packing_is_chosen_by_what_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    for at_home in (True, False):
+        monkeypatch.setattr(decoding, "_mkl_is_at_home", lambda at_home=at_home: at_home)
+        packable = can_pack(torch.float32, CPU)
+        assert worth_packing(torch.float32, CPU, 1) == (packable and not at_home)
+        assert worth_packing(torch.float32, CPU, 4) == packable
+        assert worth_packing(torch.bfloat16, CPU, 1) == can_pack(torch.bfloat16, CPU)
+        assert not worth_packing(torch.float32, torch.device("cuda"), 4)
+
+
+def test_later_training_does_not_reach_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_pack(torch.float32, CPU):
+        pytest.skip("this torch has no packed linear map")
+    monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: True)
     model = transformer(TransformerConfig(**SMALL), 0)
     x, _ = inputs(model.config, 0)
     stepper = model.for_decoding()
-    if not stepper.packed:
-        pytest.skip("this torch has no packed linear map")
     before = stepper.extend(x, stepper.new_cache(2))
     with torch.no_grad():
         for p in model.parameters():
@@ -111,10 +122,10 @@ def test_later_training_does_not_reach_packed_weights() -> None:
 
 
 def test_plain_weights_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "can_pack", lambda dtype, device: False)
+    monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: False)
     model = transformer(TransformerConfig(**SMALL), 0)
     own = {p.data_ptr() for p in model.parameters()}
-    for layer in model.for_decoding().layers:
+    for layer in model.for_decoding().layers(1):
         for linear in (layer.project, layer.output, layer.up, layer.down):
             assert isinstance(linear, PlainLinear)
             assert {linear.weight.data_ptr(), linear.bias.data_ptr()} <= own
@@ -148,7 +159,7 @@ def test_items_do_not_mix() -> None:
     together = fed(stepper, stepper.new_cache(3), x, [5, *[1] * 19])
     for item in range(3):
         alone = fed(stepper, stepper.new_cache(1), x[item : item + 1], [5, *[1] * 19])
-        torch.testing.assert_close(alone, together[item : item + 1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone, together[item : item + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes_are_named() -> None:
