@@ -75,35 +75,55 @@ class DecoderSetup:
         return context
 
 
+_SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+_MOST_CHANNELS = 8  # a frame with more comes from damaged data, and PyAV does not know where its planes end
+
+
 def _as_float(frame: Any) -> np.ndarray:
-    """A decoded frame as float32 ``[samples, channels]``."""
-    samples = frame.to_ndarray()
+    """A decoded frame as float32 ``[samples, channels]``.
+
+    Raises:
+        ValueError: the frame cannot be audio that was encoded on purpose.
+    """
+    channels, name = frame.layout.nb_channels, frame.format.name
+    kind = _SAMPLE_TYPES.get(name.removesuffix("p"))
+    if kind is None or not 1 <= channels <= _MOST_CHANNELS:
+        raise ValueError(f"a frame of {channels} channels in format {name}")
+    planes = frame.planes
     if frame.format.is_planar:
-        samples = samples.T
+        samples = np.stack([np.frombuffer(planes[i], kind, frame.samples) for i in range(channels)], axis=1)
     else:
-        samples = samples.reshape(-1, frame.layout.nb_channels)
-    if samples.dtype == np.uint8:
+        samples = np.frombuffer(planes[0], kind, frame.samples * channels).reshape(-1, channels)
+    if kind is np.uint8:
         return (samples.astype(np.float32) - 128) / 128
-    if np.issubdtype(samples.dtype, np.integer):
+    if np.issubdtype(kind, np.integer):
         return (samples / float(1 << (8 * samples.dtype.itemsize - 1))).astype(np.float32)
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    return samples.astype(np.float32)
 
 
 def decode_packets(setup: DecoderSetup, packets: Iterator[bytes]) -> Iterator[np.ndarray | None]:
     """For each packet what a fresh decoder makes of it, float32 ``[samples, channels]``; None for a damaged packet."""
     import av
 
-    try:
-        decoder = setup.create()
-    except (av.error.FFmpegError, ValueError) as error:
-        raise SourceError(describe(error)) from error
+    def fresh() -> Any:
+        try:
+            return setup.create()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise SourceError(describe(error)) from error
+
+    decoder, failures = fresh(), 0
     for packet in packets:
         try:
             frames = [_as_float(frame) for frame in decoder.decode(av.Packet(packet))] if packet else []
+            result = np.concatenate(frames) if frames else None
         except (av.error.FFmpegError, ValueError):
-            yield None
-            continue
-        yield np.concatenate(frames) if frames else None
+            result = None
+        failures = 0 if result is not None else failures + 1
+        if (
+            failures >= 2 and setup.codec == "aac"
+        ):  # after some kinds of damage FFmpeg's decoder refuses all that follows
+            decoder, failures = fresh(), 0
+        yield result
 
 
 class GridSource(Source):

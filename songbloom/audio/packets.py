@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from songbloom.audio.decoding import GRID, DecoderSetup, GridSource, SourceError
 
 _PROBED_PACKETS = 16  # decoded once to learn the frame size and that this is audio at all
 _MAX_PACKET = 1 << 16  # bytes; a lossy frame is far smaller, so a bigger one means that noise was taken for audio
+_MAX_DAMAGE = 1 << 20  # bytes searched for the next packet behind damage
 # Decoder, and the packets that it needs before its output is right. AAC and Vorbis overlap one frame; MP3 borrows bits
 # from up to 511 bytes before; MPEG-4 SBR and Opus filters settle over some frames.
 _PREROLL_PACKETS = {"aac": 4, "mp3": 4, "mp2": 2, "ac3": 2, "eac3": 2}
@@ -69,17 +71,24 @@ def _told_skips(packet: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _scan(container: Any, stream: Any) -> _Scan:
+def _scan(container: Any, stream: Any, content: mmap.mmap) -> _Scan:
     import av
 
     scan = _Scan([], [])
     samples_a_tick = float(stream.time_base * stream.rate)
     latest: deque[Any] = deque(maxlen=2)
+    drift = 0  # FFmpeg gives positions in a stream that it has cut damaged stretches from
     try:
         for packet in container.demux(stream):
             if not packet.size or packet.pos is None:
                 continue
-            scan.positions.append(packet.pos)
+            position = packet.pos + drift
+            if content[position : position + 8] != bytes(memoryview(packet)[:8]):
+                position = content.find(bytes(packet), position, position + _MAX_DAMAGE)
+                if position < 0:
+                    continue  # put together from pieces: it cannot be found again, and is no whole frame
+                drift = position - packet.pos
+            scan.positions.append(position)
             scan.sizes.append(packet.size)
             latest.append(packet)
             if len(scan.sizes) == 1 and packet.pts is not None:
@@ -126,12 +135,15 @@ def build_packet_table(path: Path) -> PacketTable:
                 raise SourceError("holds no audio")
             stream = container.streams.audio[0]
             context = stream.codec_context
+            if context is None:
+                raise SourceError("holds audio of an unknown kind")
             codec = _KINDS.get(context.name)
             if codec is None:
                 raise SourceError(f"holds {context.name} audio, which cannot be read here")
             layout = context.layout.name if context.layout.nb_channels else ""
             setup = DecoderSetup(codec, context.extradata, context.sample_rate or 44100, layout)
-            scan = _scan(container, stream)
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                scan = _scan(container, stream, content)
             itunes = _itunes_length(container)
             durations_told = "mp4" in container.format.name or codec == "flac"
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -223,8 +235,8 @@ class PacketSource(GridSource):
             if samples is None or samples.shape[1] != self.channels:
                 lost += 1  # a damaged packet stays silent, so that everything after it keeps its place
                 continue
-            at = (packet - first) * table.frame
-            result[at : at + len(samples)] = samples[: table.frame]
+            at, samples = (packet - first) * table.frame, samples[: table.frame]
+            result[at : at + len(samples)] = samples
         if lost == last - first:
             raise SourceError(f"is damaged near {max(0, self._bounds[number]) / self.sample_rate:.2f} s")
         return result

@@ -304,6 +304,72 @@ def test_damage_in_the_middle_neither_crashes_nor_spreads(
             assert np.array_equal(read_audio(path, offset=frames - 1000), wholes[kind][-1000:])
 
 
+def _harmed(content: bytes, draws: np.random.Generator) -> bytes:
+    """The content with flipped bytes, a stretch missing, junk in between, or its end cut off."""
+    harmed, place = bytearray(content), int(draws.integers(0, len(content)))
+    match draws.integers(4):
+        case 0:
+            for where in draws.integers(0, draws.choice([300, len(harmed)]), 20):
+                harmed[where] = draws.integers(256)
+        case 1:
+            del harmed[place : place + int(draws.integers(1, 5000))]
+        case 2:
+            harmed[place:place] = draws.bytes(int(draws.integers(1, 3000)))
+        case 3:
+            del harmed[place:]
+    return bytes(harmed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_file_holds_only_audio_errors_come_of_it(kind: str, paths: dict[str, Path], tmp_path: Path) -> None:
+    draws = np.random.default_rng(list(kind.encode()))
+    path = tmp_path / f"harmed{KINDS[kind][0]}"
+    for _ in range(8):
+        path.write_bytes(_harmed(paths[kind].read_bytes(), draws))
+        try:
+            info = probe(path)
+            assert read_audio(path).shape == (info.frames, info.channels)
+            read_audio(path, sample_rate=16000, offset=info.frames // 4, length=3000, channels=1)
+        except AudioError as error:
+            assert _one_line(error, path)
+
+
+@pytest.mark.parametrize("kind", ["aac_adts", "mp3_vbr"])
+def test_junk_between_packets_is_stepped_over(
+    kind: str, paths: dict[str, Path], wholes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    content = paths[kind].read_bytes()
+    sync = b"\xff\xf1" if kind == "aac_adts" else b"\xff\xfb"
+    middle = content.index(sync, len(content) // 2)
+    path = tmp_path / f"junk{KINDS[kind][0]}"
+    path.write_bytes(content[:middle] + b"junk!" * 200 + content[middle:])
+    frames = probe(path).frames
+    end = wholes[kind][-30000:]
+    tail = read_audio(path, offset=frames - 30000)
+    # The grid lies differently behind the junk, and AAC's noise substitution begins anew with each segment.
+    if kind == "aac_adts":
+        assert np.corrcoef(tail[:, 0], end[:, 0])[0, 1] > 0.95
+    else:
+        assert np.abs(tail - end).max() < 1e-6
+
+
+def test_a_frame_that_claims_many_channels_is_silence(paths: dict[str, Path], tmp_path: Path) -> None:
+    """Headers of AAC packets are changed to other numbers of channels; the song keeps its length and shape."""
+    content, at, number = bytearray(paths["aac_adts"].read_bytes()), 0, 0
+    while at + 7 <= len(content):
+        size = (content[at + 3] & 3) << 11 | content[at + 4] << 3 | content[at + 5] >> 5
+        if number % 10 == 9:
+            channels = number // 10 % 8
+            content[at + 2] = content[at + 2] & 0xFE | channels >> 2
+            content[at + 3] = content[at + 3] & 0x3F | (channels & 3) << 6
+        at, number = at + size, number + 1
+    path = tmp_path / "channels.aac"
+    path.write_bytes(content)
+    info = probe(path)
+    assert (info.channels, info.frames) == (2, probe(paths["aac_adts"]).frames)
+    assert read_audio(path).shape == (info.frames, 2)
+
+
 def test_values_that_are_no_numbers_are_an_audio_error(tmp_path: Path) -> None:
     audio = song(1, 8000, 1)
     audio[4000] = np.nan
