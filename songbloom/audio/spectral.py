@@ -116,6 +116,12 @@ def _adjoint(gradient: Tensor, stft: STFT, length: int) -> Tensor:
     return added.flatten(1)[:, :length]
 
 
+def _magnitude(spectrum: Tensor) -> Tensor:
+    """``|spectrum|`` as ``sqrt(re² + im²)``, several times as fast as ``abs``, which guards against overflow."""
+    parts = torch.view_as_real(spectrum)
+    return parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1]).sqrt_()
+
+
 class _Magnitudes(torch.autograd.Function):
     """Padded audio ``[N, P]`` → magnitudes ``[N, frames, n_fft // 2 + 1]``."""
 
@@ -124,7 +130,7 @@ class _Magnitudes(torch.autograd.Function):
         spectrum = _transform(padded, stft, frames)
         ctx.stft, ctx.length = stft, padded.shape[1]
         ctx.save_for_backward(spectrum)
-        return spectrum.abs()
+        return _magnitude(spectrum)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -142,7 +148,7 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, padded: Tensor, target: Tensor, stft: STFT) -> Tensor:
         spectrum = _transform(padded, stft, target.shape[1])
-        magnitude = spectrum.abs().view(-1, *target.shape)
+        magnitude = _magnitude(spectrum).view(-1, *target.shape)
         norms = torch.linalg.vector_norm((magnitude - target).flatten(2), dim=2)
         ctx.stft, ctx.length = stft, padded.shape[1]
         ctx.save_for_backward(spectrum, magnitude, target, norms)

@@ -11,11 +11,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from songbloom.errors import UserError
-from songbloom.vqvae.convolution import Convolution, TransposedConvolution, upsample_and_project
+from songbloom.vqvae.convolution import Convolution, TransposedConvolution, residual, upsample_and_project
 
 
 def _check_geometry(down_t: int, stride_t: int) -> None:
@@ -70,8 +69,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, self.pointwise.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.pointwise(F.relu(self.dilated(F.relu(x)), inplace=True))
-        return x + branch if self.scale == 1.0 else torch.add(x, branch, alpha=self.scale)
+        return residual(x, self.dilated, self.pointwise, self.scale)
 
 
 class ResidualStack(nn.Module):

@@ -14,37 +14,61 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from songbloom.vqvae import rows
+
 
 def _as_image(x: Tensor) -> Tensor:
     """``[N, C, T]`` → ``[N, C, 1, T]`` with channels side by side in memory (no copy if they lie so already)."""
     return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """``[N, C, T]`` → contiguous ``[N, T, C]`` (no copy if channels lie side by side already)."""
+    return x.transpose(1, 2).contiguous()
+
+
 class Convolution(nn.Conv1d):
-    """``nn.Conv1d`` on channels side by side."""
+    """``nn.Conv1d`` on channels side by side.
+
+    Either of stride 1, dilated and padded to its own length, or strided with a kernel of twice the stride, padded by
+    half of it (rounded up).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
         if self.in_channels == 1 and dilation == 1:  # one product a frame, which leaves channels side by side at once
             frames = F.pad(x[:, 0], (padding, padding)).unfold(-1, self.kernel_size[0], stride)
             return F.linear(frames, self.weight[:, 0], self.bias).transpose(1, 2)
+        if self.bias is not None and rows.usable(x):
+            if stride == 1:
+                return rows.Convolve.apply(_rows(x), self.weight, self.bias, dilation).transpose(1, 2)
+            if x.shape[2] % stride == 0:
+                return rows.Downsample.apply(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
         image = F.conv2d(_as_image(x), self.weight.unsqueeze(2), self.bias, (1, stride), (0, padding), (1, dilation))
         return image.squeeze(2)
 
 
 class TransposedConvolution(nn.ConvTranspose1d):
-    """``nn.ConvTranspose1d`` on channels side by side."""
+    """``nn.ConvTranspose1d`` on channels side by side: the transpose of a strided :class:`Convolution`."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        stride, padding = self.stride[0], int(self.padding[0])
+        if self.bias is not None and rows.usable(x):
+            return rows.Upsample.apply(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
         image = F.conv_transpose2d(
-            _as_image(x),
-            self.weight.unsqueeze(2),
-            self.bias,
-            (1, self.stride[0]),
-            (0, int(self.padding[0])),
-            (0, self.output_padding[0]),
+            _as_image(x), self.weight.unsqueeze(2), self.bias, (1, stride), (0, padding), (0, self.output_padding[0])
         )
         return image.squeeze(2)
+
+
+def residual(x: Tensor, dilated: Convolution, pointwise: Convolution, scale: float) -> Tensor:
+    """``x + scale * pointwise(relu(dilated(relu(x))))`` on ``[N, C, T]``."""
+    if rows.usable(x) and dilated.bias is not None and pointwise.bias is not None:
+        return rows.ResidualBranch.apply(
+            _rows(x), dilated.weight, dilated.bias, pointwise.weight, pointwise.bias, dilated.dilation[0], scale
+        ).transpose(1, 2)
+    branch = pointwise(F.relu(dilated(F.relu(x)), inplace=True))
+    return x + branch if scale == 1.0 else torch.add(x, branch, alpha=scale)
 
 
 def upsample_and_project(x: Tensor, upsample: nn.ConvTranspose1d, project: nn.Conv1d) -> Tensor:
