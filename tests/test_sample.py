@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
+import sample as sample_program
+from songbloom.errors import UserError
 from tests.sampling.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +33,12 @@ def sample(folder: Path, *arguments: str, ranks: int = 1) -> subprocess.Complete
         timeout=300,
         check=False,
     )
+
+
+def sample_here(folder: Path, *arguments: str) -> None:
+    """The same program inside this process, which saves the seconds that importing torch takes."""
+    with contextlib.chdir(folder), patch.object(sys, "argv", ["sample.py", "--model=tiny", *arguments]):
+        assert sample_program.main() == 0
 
 
 def done(result: subprocess.CompletedProcess[str]) -> str:
@@ -70,7 +80,7 @@ def test_what_a_run_leaves(workplace: Path) -> None:
 def test_the_seed_gives_the_same_again_however_many_items_and_ranks(workplace: Path) -> None:
     three = workplace / "three"
     again = ["--hop_fraction=.5,.25", SECONDS]
-    done(sample(workplace, "--name=one", "--n_samples=1", *again))
+    sample_here(workplace, "--name=one", "--n_samples=1", *again)
     output = done(sample(workplace, "--name=two_ranks", "--n_samples=3", "--max_batch_size=1", *again, ranks=2))
     assert output.count("listen:") == 1
     for item, other in [(0, "one"), (0, "two_ranks"), (1, "two_ranks"), (2, "two_ranks")]:
@@ -81,17 +91,29 @@ def test_the_seed_gives_the_same_again_however_many_items_and_ranks(workplace: P
     assert not (workplace / "two_ranks" / "level_0" / "item_3.wav").exists()
 
 
-def test_the_same_command_goes_on_and_another_is_refused(workplace: Path) -> None:
+def test_more_ranks_than_items(workplace: Path) -> None:
+    done(sample(workplace, "--name=spare_rank", SECONDS, "--hop_fraction=.5,.25", ranks=2))
+    for level in (0, 1):
+        assert torch.equal(codes(workplace / "spare_rank")[level], codes(workplace / "three")[level][:1])
+
+
+def test_the_same_command_goes_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--name=again", SECONDS, "--seed=5"]
-    done(sample(workplace, *command))
+    sample_here(workplace, *command)
     written = (workplace / "again" / "level_0" / "item_0.wav").read_bytes()
     sound = workplace / "again" / "level_1" / "item_0.wav"
     before = sound.stat().st_mtime_ns
     (workplace / "again" / "level_0" / "data.pth.tar").unlink()
-    assert "again: goes on below level 1" in done(sample(workplace, *command))
+    sample_here(workplace, *command)
+    assert "again: goes on below level 1" in capsys.readouterr().out
     assert sound.stat().st_mtime_ns == before
     assert (workplace / "again" / "level_0" / "item_0.wav").read_bytes() == written
-    refused = sample(workplace, *command, "--temp=.5", ranks=2)
+    sample_here(workplace, *command)
+    assert "again: is complete already" in capsys.readouterr().out
+
+
+def test_another_command_is_refused_once_by_all_ranks(workplace: Path) -> None:
+    refused = sample(workplace, "--name=three", SECONDS, "--n_samples=3", "--temp=.5", ranks=2)
     assert refused.returncode == 2
     assert refused.stderr.count("error:") == 1
     assert "level_0.temp is 0.99 there, 0.5 here" in refused.stderr
@@ -99,19 +121,16 @@ def test_the_same_command_goes_on_and_another_is_refused(workplace: Path) -> Non
 
 
 def test_choosing_a_top_and_going_on_from_it(workplace: Path) -> None:
-    done(sample(workplace, "--name=top", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", "--levels_to_sample=1"))
+    hops = "--hop_fraction=.5,.25"
+    sample_here(workplace, "--name=top", SECONDS, "--n_samples=3", hops, "--levels_to_sample=1")
     top = workplace / "top" / "level_1" / "data.pth.tar"
-    done(sample(workplace, "--name=up", "--mode=upsample", f"--codes_file={top}", "--hop_fraction=.5,.25"))
+    sample_here(workplace, "--name=up", "--mode=upsample", f"--codes_file={top}", hops)
     for level in (0, 1):
         assert torch.equal(codes(workplace / "up")[level], codes(workplace / "three")[level])
     assert not (workplace / "up" / "level_1").exists()
-    # The first item goes on to twice its length: what there was stays.
-    done(
-        sample(
-            workplace, "--name=longer", "--mode=continue", f"--codes_file={top}", "--n_samples=1",
-            "--sample_length_in_seconds=1", "--levels_to_sample=1",
-        )
-    )  # fmt: skip
+    # The first item goes on: what there was stays.
+    further = ["--n_samples=1", "--sample_length_in_seconds=1", "--levels_to_sample=1"]
+    sample_here(workplace, "--name=longer", "--mode=continue", f"--codes_file={top}", *further)
     longer = codes(workplace / "longer", level=1)[1]
     assert longer.shape == (1, 250)
     assert torch.equal(longer[:, :150], codes(workplace / "top", level=1)[1][:1])
@@ -120,7 +139,7 @@ def test_choosing_a_top_and_going_on_from_it(workplace: Path) -> None:
 def test_beginning_from_sound(workplace: Path) -> None:
     sound = workplace / "three" / "level_0" / "item_1.wav"
     arguments = [f"--audio_file={sound}", "--prompt_length_in_seconds=.3", "--n_samples=2", SECONDS]
-    done(sample(workplace, "--name=primed", "--mode=primed", *arguments))
+    sample_here(workplace, "--name=primed", "--mode=primed", *arguments)
     fine, top = codes(workplace / "primed")
     assert (fine.shape, top.shape) == ((2, 600), (2, 150))
     assert torch.equal(fine[0, :300], fine[1, :300])
@@ -129,19 +148,28 @@ def test_beginning_from_sound(workplace: Path) -> None:
 
 def test_a_name_with_markup_stays_text(workplace: Path) -> None:
     name = "<script>alert(1)<b>"
-    done(sample(workplace, f"--name={name}", "--sample_length_in_seconds=.1"))
+    sample_here(workplace, f"--name={name}", "--sample_length_in_seconds=.1")
     page = (workplace / name / "index.html").read_text()
     assert page.count("<script") == 2
     assert "&lt;script&gt;alert(1)&lt;b&gt;" in page
 
 
 def test_a_missing_part_is_told_before_work(workplace: Path) -> None:
-    result = sample(workplace, "--name=never", SECONDS, "--restore_prior=,nowhere.pth.tar")
-    assert result.returncode == 2
-    assert result.stderr.strip() == "error: nowhere.pth.tar: no such file; it should hold the weights of tiny_prior"
+    with pytest.raises(UserError, match=r"^nowhere.pth.tar: no such file; it should hold the weights of tiny_prior$"):
+        sample_here(workplace, "--name=never", SECONDS, "--restore_prior=,nowhere.pth.tar")
+    with pytest.raises(UserError, match="names 1 files, but 'tiny' has 2 levels"):
+        sample_here(workplace, "--name=never", "--restore_prior=logs/tiny_prior/checkpoint_latest.pth.tar")
     assert not (workplace / "never").exists()
-    result = sample(workplace, "--name=never", SECONDS, "--restore_prior=logs/tiny_prior/checkpoint_latest.pth.tar")
-    assert "names 1 files, but 'tiny' has 2 levels" in result.stderr
+
+
+def test_other_weights_make_another_run(workplace: Path) -> None:
+    """A model that was trained on since then is not mixed into an earlier run."""
+    logs = workplace / "logs2"
+    write_tiny(logs, seed=8)
+    with pytest.raises(UserError, match=r"weights\.tiny_prior is"):
+        sample_here(
+            workplace, "--name=three", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", f"--local_logdir={logs}"
+        )
 
 
 def test_help(workplace: Path) -> None:

@@ -12,11 +12,11 @@ from songbloom.prior.prior import Prior
 from songbloom.vqvae.vqvae import VQVAE
 
 
-def tiny_models() -> tuple[VQVAE, list[Prior]]:
+def tiny_models(seed: int = 7) -> tuple[VQVAE, list[Prior]]:
     """Codec and priors, finest first; weights large enough that codes depend on what came before."""
     codec_set, *prior_sets = MODELS["tiny"]
     nothing = {"restore_vqvae": "", "restore_prior": ""}
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     vqvae = make_vqvae(setup_hparams(codec_set, nothing))
     for name, buffer in vqvae.named_buffers():
         if name.endswith("codebook"):
@@ -28,10 +28,10 @@ def tiny_models() -> tuple[VQVAE, list[Prior]]:
     return vqvae, priors
 
 
-def write_tiny(logs: Path) -> None:
+def write_tiny(logs: Path, seed: int = 7) -> None:
     """Checkpoints of every part in ``logs/{set}/checkpoint_latest.pth.tar``."""
     codec_set, *prior_sets = MODELS["tiny"]
-    vqvae, priors = tiny_models()
+    vqvae, priors = tiny_models(seed)
     for name, module, kind in [
         (codec_set, vqvae, "vqvae"),
         *((name, prior, "prior") for name, prior in zip(prior_sets, priors, strict=True)),
