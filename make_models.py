@@ -24,7 +24,7 @@ from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
 from songbloom import __version__
 from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import compare_architecture
+from songbloom.hyperparams import architecture_keys, compare_architecture
 from songbloom.prior.prior import Prior, PriorConfig
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "5b": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b"),
     "5b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b_lyrics"),
     "1b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_1b_lyrics"),
+    "small": ("small_vqvae", "small_upsampler", "small_prior"),
     "demo": ("demo_vqvae", "demo_upsampler", "demo_prior"),
     "tiny": ("tiny_vqvae", "tiny_upsampler", "tiny_prior"),
 }
@@ -157,7 +158,7 @@ def make_model(
     """A whole model for sampling: its codec and its priors, restored.
 
     A set without a published checkpoint has the one that training under the set's own name left:
-    ``{local_logdir}/{set}/checkpoint_latest.pth.tar``.
+    ``{local_logdir}/{set}/checkpoint_latest.pth.tar``; what was given in training besides the set is read from there.
 
     Args:
         model: a name in :data:`MODELS`.
@@ -180,6 +181,7 @@ def make_model(
         values = setup_hparams(names, overrides, f"model {model!r}")
         if restored and str(device) != "meta":
             values[key] = (checkpoints or {}).get(names[-1]) or _weights_of(names[-1], key, values, overrides)
+            _as_trained(values, str(values[key]), "vqvae" if key == "restore_vqvae" else "prior", overrides)
         else:
             values[key] = ""
         return values
@@ -210,6 +212,23 @@ def _weights_of(name: str, key: str, values: Mapping[str, Any], overrides: Mappi
     if not path.is_file():
         raise UserError(f"{path}: no weights of {name} there: train it (python train.py --hps={name},… --name={name})")
     return str(path)
+
+
+def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, overrides: Mapping[str, Any]) -> None:
+    """Take a model's shape from its own checkpoint, where it was trained with options besides its set's.
+
+    What the person gives for sampling stays, and is compared when the weights are loaded.
+    """
+    local = Path(path)
+    if path.startswith(REMOTE_PREFIX) or not local.is_file():
+        return
+    content = _read(local, downloaded=False)
+    saved = content.get("hps")
+    if content.get("kind") != kind or not isinstance(saved, Mapping):
+        return
+    for key in architecture_keys(kind, saved):
+        if key in saved and key in values and key not in overrides:
+            values[key] = saved[key]
 
 
 @contextmanager
