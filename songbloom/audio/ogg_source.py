@@ -13,6 +13,7 @@ from songbloom.audio.decoding import GRID, DecoderSetup, GridSource, SourceError
 # Samples before a segment at which its decoder begins. Vorbis overlaps one block (at most 8192 samples); for Opus,
 # RFC 7845 asks for 80 ms, and after 1 s its filters have converged to the last bit.
 _PREROLL_SAMPLES = {"vorbis": 8192, "opus": 48000}
+_PREROLL_PACKETS = {"vorbis": 8, "opus": 50}  # at most, since a page may begin much earlier; 50 packets mostly are 1 s
 
 
 @dataclass
@@ -94,13 +95,13 @@ def decode_pages(path: Path, table: OggTable, begin: int, first: int, last: int)
         if len(found) < len(pages):
             raise SourceError("changed while it was read")
         ended = ogg.packets_in(file, found)
-    page_of = [number for number, packets in enumerate(ended, start=begin) for _ in packets]
-    decoded = decode_packets(table.setup, (packet for packets in ended for packet in packets))
+    early = [packet for packets in ended[: first - begin] for packet in packets][-_PREROLL_PACKETS[table.setup.codec] :]
+    wanted = [packet for packets in ended[first - begin :] for packet in packets]
     result = []
-    for order, (page, samples) in enumerate(zip(page_of, decoded, strict=True)):
+    for order, samples in enumerate(decode_packets(table.setup, iter(early + wanted))):
         if order == 0 and table.setup.codec == "vorbis":
             continue  # a Vorbis packet needs the one before it: by definition the first gives nothing
-        if page >= first and samples is not None:
+        if order >= len(early) and samples is not None:
             result.append(samples)
     return result
 

@@ -116,6 +116,8 @@ def is_silent(source: Source) -> bool:
 def examine(path: Path) -> Facts:
     """Open one file and find out what there is to know about it. Never raises for what a file holds.
 
+    It is decoded up to its first sound, and its last second; damage in between shows when a chunk is read there.
+
     Raises:
         OSError: the file is missing or may not be read, which may be different the next time.
     """
@@ -124,7 +126,11 @@ def examine(path: Path) -> Facts:
         try:
             if source.frames < 1:
                 return Facts(error="holds no samples")
-            return Facts(source.frames, source.sample_rate, source.channels, is_silent(source))
+            silent = is_silent(source)
+            source.read(
+                max(0, source.frames - source.sample_rate), source.frames
+            )  # what is cut or damaged often fails here
+            return Facts(source.frames, source.sample_rate, source.channels, silent)
         finally:
             source.close()
     except SourceError as error:

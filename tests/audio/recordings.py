@@ -79,7 +79,9 @@ def write(kind: str, folder: Path, audio: np.ndarray) -> Path:
         subtype = {"wav": "PCM_16", "wav24": "PCM_24", "wavfloat": "FLOAT", "flac": "PCM_16"}[kind]
         soundfile.write(path, audio, rate, subtype=subtype, format="FLAC" if kind == "flac" else "WAV")
     elif kind == "vorbis":
-        soundfile.write(path, audio, rate, format="OGG", subtype="VORBIS")
+        with soundfile.SoundFile(path, "w", rate, 2, format="OGG", subtype="VORBIS") as file:
+            for start in range(0, len(audio), rate):  # libsndfile overruns its stack with some minutes at once
+                file.write(audio[start : start + rate])
     elif kind == "opus":
         soundfile.write(path, audio, rate, format="OGG", subtype="OPUS")
     elif kind == "opus_speech":
