@@ -252,6 +252,10 @@ def test_another_seed_gives_other_songs_and_more_songs_keep_the_first(corpus: Pa
     with pytest.raises(UserError, match=r"made with seed=8, not 9; choose another --output_dir"):
         sung_corpus.main([*arguments, "--seed", "9"])
     assert bytes_of(tmp_path / "a") == other
+    assert sung_corpus.main([*arguments, "--seed", "8", "--songs", "2"]) == 0
+    more = bytes_of(tmp_path / "a")
+    assert [line["idx"] for line in lines_of(tmp_path / "a")] == [0, 1]
+    assert all(more[name] == content for name, content in other.items() if name.startswith("songs/"))
 
 
 def test_versions_share_a_composition_in_other_keys_by_other_singers(tmp_path: Path):

@@ -215,6 +215,19 @@ def test_consonants_that_leave_no_room_are_caught():
         voice("mei").sing(squeezed, PLAIN, rng())
 
 
+@pytest.mark.skipif("song070" not in voices.available_voices(), reason="pysinsy is not installed")
+def test_a_voice_that_really_fails_below_its_range_is_caught():
+    """At MIDI 58 NIT SONG070 comes out an octave high in some lines; nothing is spoilt by hand here."""
+    reasons = []
+    for line in (3, 40, 77, 120):
+        notes = phrase(line=line, lowest=57)
+        try:
+            check.judge(check.measure(voice("song070").sing(notes, PLAIN, rng()), notes), "the phrase")
+        except UnusableRendering as problem:
+            reasons.append(problem.reason)
+    assert "pitch" in reasons
+
+
 @pytest.mark.parametrize("reason", ["quiet", "unvoiced", "pitch"])
 def test_what_is_judged_unusable(reason: str):
     notes = phrase()

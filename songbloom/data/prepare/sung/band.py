@@ -7,6 +7,7 @@ added to chords, pad and snare. Everything is float64 at 48 kHz, stereo ``[sampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -176,7 +177,16 @@ def play(song: Composition, tonic: int, samples: int, rng: np.random.Generator) 
     return mixer.dry + 0.5 * _room(rng, mixer.to_room)
 
 
-def _play_drums(mixer, style, drums, section: Section, first: int, sample_of, rng: np.random.Generator) -> None:
+def _play_drums(
+    mixer: _Mixer,
+    style: Style,
+    drums: dict[str, Audio],
+    section: Section,
+    first: int,
+    sample_of: Callable[[float], int],
+    rng: np.random.Generator,
+) -> None:
+    """The drums of the bar that begins at step ``first``."""
     for name, row in (("kick", style.kick), ("snare", style.snare), ("hat", style.hat), ("rim", style.rim)):
         for step, mark in enumerate(row):
             if mark != ".":
@@ -186,7 +196,13 @@ def _play_drums(mixer, style, drums, section: Section, first: int, sample_of, rn
 
 
 def _play_chord(
-    mixer, style: Style, chord: Chord, tonic: int, final: bool, sample_of, rng: np.random.Generator
+    mixer: _Mixer,
+    style: Style,
+    chord: Chord,
+    tonic: int,
+    final: bool,
+    sample_of: Callable[[float], int],
+    rng: np.random.Generator,
 ) -> None:
     """Bass, chord pattern and pad under one chord; the song's last chord is struck once and held."""
     bar = style.steps_per_bar
