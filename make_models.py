@@ -179,10 +179,12 @@ def make_model(
 
     def merged(names: tuple[str, ...], key: str) -> Any:
         values = setup_hparams(names, overrides, f"model {model!r}")
-        if restored and str(device) != "meta":
-            values[key] = (checkpoints or {}).get(names[-1]) or _weights_of(names[-1], key, values, overrides)
-            _as_trained(values, str(values[key]), "vqvae" if key == "restore_vqvae" else "prior", overrides)
-        else:
+        loading = restored and str(device) != "meta"
+        given = (checkpoints or {}).get(names[-1])
+        values[key] = given or _weights_of(names[-1], key, values, overrides, must_exist=loading)
+        if restored:
+            _as_trained(values, values[key], "vqvae" if key == "restore_vqvae" else "prior", overrides)
+        if not loading:
             values[key] = ""
         return values
 
@@ -203,13 +205,15 @@ def make_model(
     return vqvae, priors
 
 
-def _weights_of(name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+def _weights_of(
+    name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any], *, must_exist: bool = True
+) -> str:
     """Where the weights of a set are: as overridden, as published, or where training under its name leaves them."""
     given = overrides.get(key) or HPARAMS_REGISTRY[name].get(key)
     if given:
         return str(given)
     path = Path(values["local_logdir"]) / name / checkpoint.LATEST
-    if not path.is_file():
+    if must_exist and not path.is_file():
         raise UserError(f"{path}: no weights of {name} there: train it (python train.py --hps={name},… --name={name})")
     return str(path)
 
