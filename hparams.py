@@ -612,21 +612,24 @@ HPARAMS_REGISTRY["cpu_ema"] = Hyperparams(ema=True, cpu_ema=True, cpu_ema_freq=1
 # --- named sets: ours -----------------------------------------------------------------------------------------------
 
 # The demo's hierarchy, small enough to learn something of sung Japanese within minutes on two CPU cores: 16 kHz, hops
-# of 32 and 128 samples, so 500 and 125 codes a second. Each prior's context: 8.2 s at the top, 4.1 s below.
+# of 64 and 128 samples. Each prior's context: 8.2 s at the top, 4.1 s below.
 HPARAMS_REGISTRY["demo_vqvae"] = Hyperparams(
     sr=16000,
     levels=2,
-    downs_t=(5, 2),
-    strides_t=(2, 2),
+    downs_t=(3, 1),
+    strides_t=(4, 2),  # 64 and 128 samples a code: 250 and 125 codes a second
     emb_width=64,
     l_bins=512,
     commit=0.02,
     loss_fn="l2",
-    width=32,
-    depth=4,
+    width=48,
+    depth=3,
     dilation_growth_rate=3,
-    sample_length=32768,
+    sample_length=16384,
     bs=4,
+    lr=0.001,
+    lr_warmup=20.0,
+    mu=0.99,  # some hundreds of steps are all there is: a longer average would still be near the start
     labels=False,
     aug_shift=True,
     aug_blend=True,
@@ -635,26 +638,28 @@ _demo_transformer = Hyperparams(
     labels=False,
     heads=2,
     attn_order=2,
+    prior_width=256,
     init_scale=0.7,
+    lr=0.001,
+    lr_warmup=50.0,
+    mu=0.99,
     aug_shift=True,
     aug_blend=True,
     bs=4,
     restore_vqvae="logs/demo_vqvae/checkpoint_latest.pth.tar",
 )
 HPARAMS_REGISTRY["demo_prior"] = Hyperparams(
-    level=1, n_ctx=1024, blocks=32, prior_width=384, prior_depth=8, sample_length=1024 * 128, **_demo_transformer
+    level=1, n_ctx=1024, blocks=32, prior_depth=6, sample_length=1024 * 128, **_demo_transformer
 )
 HPARAMS_REGISTRY["demo_upsampler"] = Hyperparams(
     level=0,
-    n_ctx=2048,
-    blocks=64,
-    prior_width=256,
+    n_ctx=1024,
+    blocks=32,
     prior_depth=6,
-    sample_length=2048 * 32,
+    sample_length=1024 * 64,
     cond_width=128,
-    cond_depth=8,
+    cond_depth=4,
     cond_dilation_growth_rate=3,
-    cond_dilation_cycle=4,
     **_demo_transformer,
 )
 
