@@ -213,3 +213,14 @@ def test_costs() -> None:
     assert cost["cache_bytes"] == model.new_cache(1).nbytes == (4 + 24 + 8) * 2 * 8 * 4
     assert cost["cache_bytes_per_token"] == cost["cache_bytes"] / 24
     assert model.cost(torch.bfloat16)["cache_bytes"] == cost["cache_bytes"] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{}, {"c_res": 1}])
+def test_dynamo_sees_one_graph(flags: dict[str, int]) -> None:
+    """``torch.compile`` finds nothing in a training step that it must leave to Python."""
+    model = Transformer(TransformerConfig(**SMALL, **flags)).train()
+    x, _ = inputs(model.config, 0)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, dtype=torch.bfloat16), model(x, dtype=torch.bfloat16))
+    torch._dynamo.reset()
