@@ -61,7 +61,7 @@ def prepare(options: Hyperparams) -> Job:
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
     device = world().device
     vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=checkpoints)
-    _, sizes = make_model(options.model, "meta", overrides, to_write)
+    _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
 
     def load_prior(level: int) -> Prior:
         _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=checkpoints)
