@@ -24,9 +24,17 @@ $(READY): requirements.txt requirements-test.txt setup.py
 	  || echo "the second voice (pysinsy) could not be built: see $(VENV)/pysinsy.log; going on with one voice"
 	@touch $(READY)
 
+SONGS  := $(DEMO)/corpus/songs.jsonl
+TRAIN   = $(PY) train.py --data_jsonl=$(SONGS) --train --checkpoint_minutes=1 --log_steps=25
+
 demo: $(READY)
-	$(PY) -m songbloom.data.prepare.sung_corpus --output_dir $(DEMO)/corpus --songs 24 --seed 1
-	sh docs/demo_commands.sh $(PY) $(DEMO)
+	$(PY) -m songbloom.data.prepare.sung_corpus --output_dir $(DEMO)/corpus --songs 24 --seed 1 --workers 0
+	$(TRAIN) --hps=demo_vqvae --name=demo_vqvae --budget_minutes=4.5
+	$(TRAIN) --hps=demo_vqvae,demo_prior --name=demo_prior --prior --budget_minutes=2.5
+	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=2.5
+	$(PY) sample.py --model=demo --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=12 --seed=1
+	@echo
+	@echo "The songs are on this page; open it in a browser: $(CURDIR)/$(DEMO)/samples/index.html"
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
@@ -37,4 +45,4 @@ test: $(READY) check
 	$(PY) -m pytest -n 2 --dist loadgroup
 
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) logs/demo_vqvae logs/demo_prior logs/demo_upsampler
