@@ -67,6 +67,8 @@ def test_what_a_run_leaves(workplace: Path) -> None:
     assert sorted(content) == ["labels", "sampling_kwargs", "x", "zs"]
     assert [tuple(each.shape) for each in content["zs"]] == [(3, 600), (3, 150)]
     assert content["x"].shape == (3, 4800, 1)
+    assert (content["x"][0] - content["x"][1]).abs().max() > 0.01
+    assert not torch.equal(content["x"][0, :2400], content["x"][0, 2400:])
     assert [each["hop_fraction"] for each in content["sampling_kwargs"]] == [0.5, 0.25]
     assert content["sampling_kwargs"][0]["run"]["seed"] == 0
     top = codes(three, level=1)
