@@ -76,8 +76,6 @@ def check(hps: Hyperparams) -> None:
     """What must be known before anything is read or written."""
     if not (hps.train or hps.test):
         raise UserError("nothing to do: give --train, --test or both")
-    if not hps.name:
-        raise UserError(f"--name is missing: it names the run's folder, {hps.local_logdir}/NAME")
 
 
 def choose_matrix_products(hps: Hyperparams) -> None:
