@@ -17,7 +17,7 @@ from songbloom.errors import UserError
 from songbloom.prior.draws import check_sampling, draw, item_generators
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import Transformer, TransformerConfig
-from songbloom.transformer.decoding import PackedLinear, can_pack
+from songbloom.transformer.decoding import PackedLinear, worth_packing
 
 CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
 
@@ -219,7 +219,7 @@ class AutoregressiveModel(nn.Module):
         if known == total and preds is None:
             return
 
-        head = self._decoding_head(fast)
+        head = self._decoding_head(fast, n_samples)
         decoder = self.transformer.for_decoding(dtype) if fast else self.transformer
         cache = decoder.new_cache(n_samples, dtype=dtype, device=self.positions.device, encoder_kv=encoder_kv)
         after = None if self.merged_decoder else x_cond
@@ -322,10 +322,10 @@ class AutoregressiveModel(nn.Module):
                 on_token(done)
         return out
 
-    def _decoding_head(self, fast: bool) -> Callable[[Tensor], Tensor]:
+    def _decoding_head(self, fast: bool, n_samples: int) -> Callable[[Tensor], Tensor]:
         """The output layer as decoding uses it: hidden states [N, m, W] → logits [N, m, bins], float32."""
         weight = self.output_weight.detach().float()
-        if fast and can_pack(torch.float32, weight.device):
+        if fast and worth_packing(torch.float32, weight.device, n_samples):
             packed = PackedLinear(weight, weight.new_zeros(self.bins))
             return lambda hidden: packed(hidden.flatten(0, 1)).view(*hidden.shape[:2], self.bins)
         return lambda hidden: F.linear(hidden, weight)
