@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class Trainer:
         """The task with gradients averaged over ranks."""
         if self.world.size == 1 or not self.hps["train"]:
             return self.task
+        # A kernel-size-1 convolution may lay its gradient out otherwise than its weight; it is copied, at no great cost.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             self.task,
             device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
@@ -98,6 +101,7 @@ class Trainer:
             self.progress.say(f"nothing left to train: {self.finished} (step {state.step})")
             return
         self.task.train()
+        self.progress.pause()
         audio = None
         while not self.finished:
             if state.position.epoch >= self.hps["epochs"]:
