@@ -69,7 +69,7 @@ class Trainer:
         """The task with gradients averaged over ranks."""
         if self.world.size == 1 or not self.hps["train"]:
             return self.task
-        # A kernel-size-1 convolution may lay its gradient out otherwise than its weight; it is copied, at no great cost.
+        # A convolution of kernel 1 may lay its gradient out otherwise than its weight; it is then copied, cheaply.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             self.task,
