@@ -7,6 +7,7 @@ convolutions, each followed or preceded by a stack of dilated residual blocks in
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -69,7 +70,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, self.pointwise.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        return residual(x, self.dilated, self.pointwise, self.scale)
+        return residual(x, [(self.dilated, self.pointwise)], self.scale)
 
 
 class ResidualStack(nn.Module):
@@ -102,6 +103,7 @@ class ResidualStack(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
+        self.scale = depth**-0.5 if res_scale and depth else 1.0
         exponents = [i if dilation_cycle is None else i % dilation_cycle for i in range(depth)]
         if reverse_dilation:
             exponents.reverse()
@@ -111,18 +113,18 @@ class ResidualStack(nn.Module):
                 int(m_conv * width),
                 dilation=dilation_growth_rate**exponent,
                 zero_out=zero_out,
-                scale=depth**-0.5 if res_scale else 1.0,
+                scale=self.scale,
             )
             for exponent in exponents
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            if self.checkpoint and self.training and torch.is_grad_enabled():
+        if self.checkpoint and self.training and torch.is_grad_enabled():
+            for block in self.blocks:
                 x = cast(Tensor, recompute(block, x, use_reentrant=False))
-            else:
-                x = block(x)
-        return x
+            return x
+        blocks = cast(Iterable[ResidualBlock], self.blocks)
+        return residual(x, [(block.dilated, block.pointwise) for block in blocks], self.scale)
 
 
 class DownsamplingStage(nn.Module):

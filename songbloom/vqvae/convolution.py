@@ -10,6 +10,9 @@ holds that these functions and their derivatives agree with them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,14 +64,19 @@ class TransposedConvolution(nn.ConvTranspose1d):
         return image.squeeze(2)
 
 
-def residual(x: Tensor, dilated: Convolution, pointwise: Convolution, scale: float) -> Tensor:
-    """``x + scale * pointwise(relu(dilated(relu(x))))`` on ``[N, C, T]``."""
-    if rows.usable(x) and dilated.bias is not None and pointwise.bias is not None:
-        return rows.ResidualBranch.apply(
-            _rows(x), dilated.weight, dilated.bias, pointwise.weight, pointwise.bias, dilated.dilation[0], scale
-        ).transpose(1, 2)
-    branch = pointwise(F.relu(dilated(F.relu(x)), inplace=True))
-    return x + branch if scale == 1.0 else torch.add(x, branch, alpha=scale)
+def residual(x: Tensor, blocks: Sequence[tuple[Convolution, Convolution]], scale: float) -> Tensor:
+    """``x + scale * pointwise(relu(dilated(relu(x))))`` for each ``(dilated, pointwise)`` in turn, on ``[N, C, T]``."""
+    if rows.usable(x):
+        weights = [
+            (dilated.weight, cast(Tensor, dilated.bias), pointwise.weight, cast(Tensor, pointwise.bias))
+            for dilated, pointwise in blocks
+        ]
+        dilations = [dilated.dilation[0] for dilated, _ in blocks]
+        return rows.residual_blocks(_rows(x), weights, dilations, scale).transpose(1, 2)
+    for dilated, pointwise in blocks:
+        branch = pointwise(F.relu(dilated(F.relu(x)), inplace=True))
+        x = x + branch if scale == 1.0 else torch.add(x, branch, alpha=scale)
+    return x
 
 
 def upsample_and_project(x: Tensor, upsample: nn.ConvTranspose1d, project: nn.Conv1d) -> Tensor:

@@ -11,13 +11,13 @@ The references are ``torch.nn.functional.conv1d`` and ``conv_transpose1d`` (``te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 17  # numbers of one signal that a thread works on at once: half a megabyte
+CHUNK_NUMBERS = 1 << 18  # numbers of one signal that a thread works on at once: one megabyte
 
 
 def usable(x: Tensor) -> bool:
@@ -50,48 +50,40 @@ def _overlap(start: int, end: int, shift: int, total: int) -> tuple[int, int]:
 
 
 def _convolve_chunk(
-    out: Tensor, signal: Tensor, first: int, start: int, taps: Tensor, bias: Tensor, dilation: int, total: int
+    out: Tensor, signal: Tensor, first: int, start: int, taps: Tensor, bias: Tensor | None, dilation: int, total: int
 ) -> None:
     """Rows ``start …`` of the convolution into ``out``; ``signal`` holds the rows from ``first`` that they look at."""
     end, middle = start + len(out), len(taps) // 2
-    torch.addmm(bias, signal[start - first : end - first], taps[middle], out=out)
+    same = signal[start - first : end - first]
+    if bias is None:
+        torch.mm(same, taps[middle], out=out)
+    else:
+        torch.addmm(bias, same, taps[middle], out=out)
     for tap, shift in enumerate(_shifts(len(taps), dilation)):
         low, high = _overlap(start, end, shift, total)
         if shift and low < high:
             out[low - start : high - start].addmm_(signal[low + shift - first : high + shift - first], taps[tap])
 
 
-def _convolve_back(
-    d_out: Tensor, d_signal: Tensor, signal: Tensor, first: int, start: int, taps: Tensor, d_taps: Tensor, dilation: int
+def _add_taps(
+    d_taps: Tensor, signal: Tensor, first: int, d_out: Tensor, start: int, end: int, dilation: int, total: int
 ) -> None:
-    """Add what ``d_out`` (of rows ``start …``) means for all of ``d_signal`` and for ``d_taps``.
-
-    Chunks come in order, so ``d_signal`` need not be cleared: the middle tap writes the rows that no earlier chunk has
-    reached, and only those that this chunk reaches beyond its end are set to zero.
-    """
-    end, total, middle = start + len(d_out), len(d_signal), len(taps) // 2
-    reach = middle * dilation
-    fresh = min(end, start + reach) if start else 0  # rows from here on hold nothing yet
-    across = taps.transpose(1, 2)
-    if start < fresh:
-        d_signal[start:fresh].addmm_(d_out[: fresh - start], across[middle])
-    if fresh < end:
-        torch.mm(d_out[fresh - start :], across[middle], out=d_signal[fresh:end])
-    if end < total:
-        d_signal[max(end, start + reach if start else 0) : end + reach].zero_()
-    for tap, shift in enumerate(_shifts(len(taps), dilation)):
+    """Add to ``d_taps`` what ``d_out`` (of rows ``start`` to ``end``) means for the taps; ``signal`` as above."""
+    for tap, shift in enumerate(_shifts(len(d_taps), dilation)):
         low, high = _overlap(start, end, shift, total)
         if low < high:
             part = d_out[low - start : high - start]
             d_taps[tap].addmm_(signal[low + shift - first : high + shift - first].t(), part)
-            if shift:
-                d_signal[low + shift : high + shift].addmm_(part, across[tap])
 
 
-def _buffers(x: Tensor, weight: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Room for one chunk's rectified input and for its hidden rows."""
-    _, rows = next(_chunks(x.shape[1], max(weight.shape[:2])))
-    return x.new_empty(min(x.shape[1], rows + 2 * reach), x.shape[2]), x.new_empty(rows, weight.shape[0])
+def _taps(weight: Tensor) -> Tensor:
+    """``[O, C, K]`` → ``[K, C, O]``."""
+    return weight.permute(2, 1, 0).contiguous()
+
+
+def _taps_back(weight: Tensor) -> Tensor:
+    """Taps ``[K, O, C]`` of the convolution that takes gradients of a convolution's output to its input."""
+    return weight.permute(2, 0, 1).flip(0).contiguous()
 
 
 class Convolve(torch.autograd.Function):
@@ -102,12 +94,10 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-        taps = weight.permute(2, 1, 0).contiguous()
-        out = x.new_empty(*x.shape[:2], weight.shape[0])
-        total, width = x.shape[1], max(weight.shape[:2])
+        taps, out = _taps(weight), x.new_empty(*x.shape[:2], weight.shape[0])
         for item in range(x.shape[0]):
-            for start, end in _chunks(total, width):
-                _convolve_chunk(out[item, start:end], x[item], 0, start, taps, bias, dilation, total)
+            for start, end in _chunks(x.shape[1], max(weight.shape[:2])):
+                _convolve_chunk(out[item, start:end], x[item], 0, start, taps, bias, dilation, x.shape[1])
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return out
@@ -115,79 +105,165 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        d_out = gradients[0].contiguous()
-        taps = weight.permute(2, 1, 0).contiguous()
-        d_x, d_taps = torch.empty_like(x), torch.zeros_like(taps)
+        d_out, total = gradients[0].contiguous(), x.shape[1]
+        taps, d_x, d_taps = _taps_back(weight), torch.empty_like(x), torch.zeros_like(_taps(weight))
         for item in range(x.shape[0]):
-            for start, end in _chunks(x.shape[1], max(weight.shape[:2])):
-                _convolve_back(d_out[item, start:end], d_x[item], x[item], 0, start, taps, d_taps, ctx.dilation)
+            for start, end in _chunks(total, max(weight.shape[:2])):
+                _convolve_chunk(d_x[item, start:end], d_out[item], 0, start, taps, None, ctx.dilation, total)
+                _add_taps(d_taps, x[item], 0, d_out[item, start:end], start, end, ctx.dilation, total)
         return d_x, d_taps.permute(2, 1, 0), d_out.sum(dim=(0, 1)), None
 
 
-class ResidualBranch(torch.autograd.Function):
-    """A whole residual block: ``x + scale * (relu(conv(relu(x))) @ pointwise + bias)``.
+# ------------------------------------------------------------------------------------------- residual blocks
 
-    ``x [N, T, C]``; ``weight [H, C, 3]``, ``bias [H]`` of the dilated convolution; ``point [C, H, 1]``, ``point_bias
-    [C]`` → ``[N, T, C]``. Keeps the hidden rows for the derivative and makes the rectified input again.
+
+def residual_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations: Sequence[int], scale: float) -> Tensor:
+    """Residual blocks one after another: ``x + scale * pointwise(relu(dilated(relu(x))))`` each.
+
+    A chunk of rows goes through several blocks while it is in the cache, with as many rows around it as the blocks
+    together look at, which are computed twice; so only so many blocks go together that those rows stay few.
+
+    Args:
+        x: ``[N, T, C]``.
+        weights: a block: ``[H, C, 3]`` and ``[H]`` of the dilated convolution, ``[C, H, 1]`` and ``[C]`` of the
+            pointwise one.
+        dilations: one a block.
+        scale: of every branch.
+    """
+    if not weights:
+        return x
+    _, rows = next(_chunks(x.shape[1], max(weights[0][0].shape[:2])))
+    begin, reach = 0, 0
+    for index, dilation in enumerate(dilations):
+        reach += dilation
+        if index > begin and rows < x.shape[1] and reach > rows // 16:
+            x = _apply_blocks(x, weights[begin:index], dilations[begin:index], scale)
+            begin, reach = index, dilation
+    return _apply_blocks(x, weights[begin:], dilations[begin:], scale)
+
+
+def _apply_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations: Sequence[int], scale: float) -> Tensor:
+    return ResidualBlocks.apply(x, tuple(dilations), scale, *(tensor for block in weights for tensor in block))
+
+
+class ResidualBlocks(torch.autograd.Function):
+    """Some residual blocks at once (see :func:`residual_blocks`).
+
+    Keeps each block's input and hidden rows for the derivative, and makes the rectified input again.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        point: Tensor,
-        point_bias: Tensor,
-        dilation: int,
-        scale: float,
-    ) -> Tensor:
-        taps, mix = weight.permute(2, 1, 0).contiguous(), point[:, :, 0].t()
-        total, reach = x.shape[1], len(taps) // 2 * dilation
-        learning = any(ctx.needs_input_grad)
-        hidden = x.new_empty(*x.shape[:2], weight.shape[0]) if learning else None
-        out, added = torch.empty_like(x), scale * point_bias
-        rectified, spare = _buffers(x, weight, reach)
+    def forward(ctx: Any, x: Tensor, dilations: tuple[int, ...], scale: float, *weights: Tensor) -> Tensor:
+        learning, count = any(ctx.needs_input_grad), len(dilations)
+        hidden_width = weights[0].shape[0]
+        inputs = [x] + [torch.empty_like(x) for _ in range(count - 1 if learning else 0)]
+        hiddens = [x.new_empty(*x.shape[:2], hidden_width) for _ in range(count if learning else 0)]
+        out, total = torch.empty_like(x), x.shape[1]
+        room = _Room(x, hidden_width, sum(dilations))
+        blocks = [
+            (_taps(weights[4 * i]), weights[4 * i + 1], weights[4 * i + 2][:, :, 0].t(), scale * weights[4 * i + 3])
+            for i in range(count)
+        ]
         for item in range(x.shape[0]):
-            for start, end in _chunks(total, max(weight.shape[:2])):
-                first, last = max(0, start - reach), min(total, end + reach)
-                signal = torch.clamp_min(x[item, first:last], 0, out=rectified[: last - first])
-                inner = hidden[item, start:end] if hidden is not None else spare[: end - start]
-                _convolve_chunk(inner, signal, first, start, taps, bias, dilation, total)
-                result = torch.add(x[item, start:end], added, out=out[item, start:end])
-                result.addmm_(inner.relu_(), mix, alpha=scale)
+            for start, end in _chunks(total, max(x.shape[2], hidden_width)):
+                current, first, ahead = x[item], 0, sum(dilations)
+                for index, (taps, bias, mix, added) in enumerate(blocks):
+                    ahead -= dilations[index]  # how far the blocks after this one look
+                    low, high = max(0, start - ahead), min(total, end + ahead)
+                    signal, begin = room.rectify(current, first, low, high, dilations[index], total)
+                    inner = hiddens[index][item, low:high] if learning else room.hidden[: high - low]
+                    _convolve_chunk(inner, signal, begin, low, taps, bias, dilations[index], total)
+                    if index == count - 1:
+                        result = out[item, low:high]
+                    else:
+                        result = (
+                            inputs[index + 1][item, low:high] if learning else room.results[index % 2][: high - low]
+                        )
+                    torch.add(current[low - first : high - first], added, out=result)
+                    result.addmm_(inner.relu_(), mix, alpha=scale)
+                    current, first = result, low
         if learning:
-            ctx.save_for_backward(x, hidden, weight, point)
-            ctx.settings = dilation, scale
+            ctx.save_for_backward(*inputs, *hiddens, *weights)
+            ctx.settings = dilations, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, weight, point = ctx.saved_tensors
-        dilation, scale = ctx.settings
-        taps, mix = weight.permute(2, 1, 0).contiguous(), point[:, :, 0]
-        scaled = mix * scale
-        d_out, total, reach = gradients[0].contiguous(), x.shape[1], len(taps) // 2 * dilation
-        d_x, d_taps, d_bias = torch.empty_like(x), torch.zeros_like(taps), x.new_zeros(weight.shape[0])
-        d_mix, d_added = torch.zeros_like(mix), x.new_zeros(x.shape[2])
-        rectified, spare = _buffers(x, weight, reach)
+        dilations, scale = ctx.settings
+        count = len(dilations)
+        saved = ctx.saved_tensors  # once: under activation checkpointing this computes them again
+        inputs, hiddens, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        x, d_out = inputs[0], gradients[0].contiguous()
+        total, hidden_width = x.shape[1], weights[0].shape[0]
+        d_x, room = torch.empty_like(x), _Room(x, hidden_width, sum(dilations))
+        backs = [_taps_back(weights[4 * i]) for i in range(count)]
+        mixes = [weights[4 * i + 2][:, :, 0] * scale for i in range(count)]
+        d_blocks = [_BlockGradient(weights[4 * i]) for i in range(count)]
         mask = torch.ops.aten.threshold_backward.grad_input
         for item in range(x.shape[0]):
-            d_signal, done = d_x[item], 0
-            for start, end in _chunks(total, max(weight.shape[:2])):
-                part, inner = d_out[item, start:end], hidden[item, start:end]
-                d_mix.addmm_(part.t(), inner, alpha=scale)
-                d_added += part.sum(dim=0)
-                d_inner = torch.mm(part, scaled, out=spare[: end - start])
-                mask(d_inner, inner, 0, grad_input=d_inner)
-                d_bias += d_inner.sum(dim=0)
-                first, last = max(0, start - reach), min(total, end + reach)
-                signal = torch.clamp_min(x[item, first:last], 0, out=rectified[: last - first])
-                _convolve_back(d_inner, d_signal, signal, first, start, taps, d_taps, dilation)
-                ready = slice(done, total if end == total else max(done, end - reach))  # no later row adds to these
-                mask(d_signal[ready], x[item, ready], 0, grad_input=d_signal[ready]).add_(d_out[item, ready])
-                done = ready.stop
-        return d_x, d_taps.permute(2, 1, 0), d_bias, d_mix[:, :, None], scale * d_added, None, None
+            for start, end in _chunks(total, max(x.shape[2], hidden_width)):
+                current, first, behind = d_out[item], 0, sum(dilations)
+                for index in reversed(range(count)):
+                    low, high = max(0, start - behind), min(total, end + behind)
+                    part, inner = current[low - first : high - first], hiddens[index][item, low:high]
+                    d_inner = torch.mm(part, mixes[index], out=room.hidden[: high - low])
+                    mask(d_inner, inner, 0, grad_input=d_inner)
+                    own = slice(start - low, end - low)  # the rows around the chunk are other chunks' to learn from
+                    signal, begin = room.rectify(inputs[index][item], 0, start, end, dilations[index], total)
+                    d_blocks[index].add(
+                        part[own], inner[own], d_inner[own], signal, begin, start, dilations[index], total
+                    )
+                    behind -= dilations[index]  # how far the blocks before this one look
+                    to, until = max(0, start - behind), min(total, end + behind)
+                    result = room.results[index % 2][: until - to] if index else d_x[item, to:until]
+                    _convolve_chunk(result, d_inner, low, to, backs[index], None, dilations[index], total)
+                    mask(result, inputs[index][item, to:until], 0, grad_input=result).add_(part[to - low : until - low])
+                    current, first = result, to
+        return d_x, None, None, *(gradient for block in d_blocks for gradient in block.finished(scale))
+
+
+class _Room:
+    """Memory for one chunk and the rows around it, used again from chunk to chunk."""
+
+    def __init__(self, x: Tensor, hidden_width: int, reach: int) -> None:
+        _, rows = next(_chunks(x.shape[1], max(x.shape[2], hidden_width)))
+        rows = min(x.shape[1], rows + 2 * reach)
+        self.rectified = x.new_empty(rows, x.shape[2])
+        self.hidden = x.new_empty(rows, hidden_width)
+        self.results = x.new_empty(2, rows, x.shape[2])
+
+    def rectify(self, rows: Tensor, first: int, low: int, high: int, dilation: int, total: int) -> tuple[Tensor, int]:
+        """Rectified rows ``low`` to ``high`` with those that a convolution looks at around them; where they begin."""
+        begin, end = max(0, low - dilation), min(total, high + dilation)
+        return torch.clamp_min(rows[begin - first : end - first], 0, out=self.rectified[: end - begin]), begin
+
+
+class _BlockGradient:
+    """The derivatives by one block's weights, gathered chunk by chunk."""
+
+    def __init__(self, weight: Tensor) -> None:
+        hidden, width, _ = weight.shape
+        self.taps = torch.zeros_like(_taps(weight))
+        self.mix, self.bias, self.added = (weight.new_zeros(*shape) for shape in ((width, hidden), (hidden,), (width,)))
+
+    def add(
+        self,
+        d_out: Tensor,
+        inner: Tensor,
+        d_inner: Tensor,
+        signal: Tensor,
+        first: int,
+        start: int,
+        dilation: int,
+        total: int,
+    ) -> None:
+        self.mix.addmm_(d_out.t(), inner)
+        self.added += d_out.sum(dim=0)
+        self.bias += d_inner.sum(dim=0)
+        _add_taps(self.taps, signal, first, d_inner, start, start + len(d_inner), dilation, total)
+
+    def finished(self, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.taps.permute(2, 1, 0), self.bias, scale * self.mix[:, :, None], scale * self.added
 
 
 # ---------------------------------------------------------------------------------------------------- strided
