@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,10 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from songbloom.vqvae.blocks import downsampling_conv, upsampling_conv
+from songbloom.vqvae import rows
+from songbloom.vqvae.blocks import ResidualStack, downsampling_conv, upsampling_conv
 from songbloom.vqvae.convolution import Convolution, upsample_and_project
 
 sizes = st.integers(1, 9)
+
+
+@pytest.fixture(autouse=True, params=["rows", "rows in small chunks", "images"], scope="module")
+def path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each way in which convolutions can go, whatever this machine would choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "images":
+            patch.setattr(rows, "usable", lambda x: False)
+        elif request.param == "rows in small chunks":
+            patch.setattr(rows, "_chunks", _small_chunks)
+        yield
+
+
+def _small_chunks(total: int, width: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(total, start + 7)) for start in range(0, total, 7))
 
 
 def _agree(module: nn.Module, reference: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -62,6 +78,31 @@ def test_transposed(n: int, c: int, o: int, t: int, stride: int, seed: int) -> N
     )
     _agree(up, reference, _signal(seed, n, c, t))
     assert up(_signal(seed, n, c, t)).shape == (n, o, t * stride)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 2), c=sizes, t=st.integers(1, 60), depth=st.integers(0, 4), growth=st.integers(1, 4),
+    reverse=st.booleans(), scaled=st.booleans(), m_conv=st.sampled_from([0.5, 1.0, 2.0]), seed=sizes,
+)  # fmt: skip
+def test_residual_stacks(
+    n: int, c: int, t: int, depth: int, growth: int, reverse: bool, scaled: bool, m_conv: float, seed: int
+) -> None:
+    stack = ResidualStack(
+        2 * c, depth, m_conv=m_conv, dilation_growth_rate=growth, reverse_dilation=reverse, res_scale=scaled
+    )
+
+    def reference(x: Tensor) -> Tensor:
+        for block in stack.blocks:
+            one, two, d = block.dilated, block.pointwise, block.dilated.dilation[0]
+            hidden = F.relu(F.conv1d(F.relu(x), one.weight, one.bias, 1, d, d))
+            x = x + F.conv1d(hidden, two.weight, two.bias) * (depth**-0.5 if scaled else 1)
+        return x
+
+    _agree(stack, reference, _signal(seed, n, 2 * c, t))
+    with torch.no_grad():
+        x = _signal(seed, n, 2 * c, t)
+        torch.testing.assert_close(stack(x), reference(x), atol=1e-5, rtol=1e-5)
 
 
 class _Composed(nn.Module):
