@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import shlex
 import sys
 from collections.abc import Sequence

@@ -114,7 +114,7 @@ def load_codec(path: Path) -> tuple[VQVAE, Hyperparams]:
     content = checkpoint.load(path)
     hps = Hyperparams(content["hps"])
     vqvae = VQVAE(VQVAEConfig.from_hps(hps))
-    vqvae.load_state_dict(content["ema"] or content["model"])
+    vqvae.load_state_dict({**content["model"], **(content["ema"] or {})})  # codebooks are not averaged
     return vqvae.eval(), hps
 
 
