@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -118,10 +119,32 @@ def _join() -> tuple[int, int, int, int]:
 
 
 def _launched_by_mpi() -> bool:
-    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS"):
-        if os.environ.get(name, "1") not in ("", "1"):
-            return True
-    return "PMIX_RANK" in os.environ
+    return _announced_size() > 1 or "PMIX_RANK" in os.environ
+
+
+def _announced_size() -> int:
+    """How many processes the launcher says that it has started, whichever MPI it belongs to; 1 if it says nothing."""
+    names = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+    told = [os.environ.get(name, "") for name in names]
+    return max((int(size) for size in told if size.isdecimal()), default=1)
+
+
+def _refuse_foreign_launcher() -> None:
+    """Processes that an mpiexec of another MPI started cannot see each other: each would train alone, into one folder.
+
+    Raises:
+        UserError: several processes were started, and this is the first of them; the others end in silence.
+    """
+    started = _announced_size()
+    if started <= 1:
+        return
+    ranks = [os.environ.get(name) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")]
+    if any(rank not in (None, "", "0") for rank in ranks):
+        raise SystemExit(2)
+    raise UserError(
+        f"mpiexec started {started} processes, but it belongs to another MPI than this Python's mpi4py, so they cannot "
+        f"see each other: use {Path(sys.executable).parent / 'mpiexec'}"
+    )
 
 
 def _join_mpi() -> tuple[int, int, int, int]:
@@ -136,6 +159,7 @@ def _join_mpi() -> tuple[int, int, int, int]:
     communicator = MPI.COMM_WORLD
     rank, size = communicator.Get_rank(), communicator.Get_size()
     if size == 1:
+        _refuse_foreign_launcher()
         return 0, 1, 0, 1
     _mpi = MPI
     local = communicator.Split_type(MPI.COMM_TYPE_SHARED)
@@ -233,13 +257,6 @@ def all_reduce_max_(tensor: torch.Tensor) -> torch.Tensor:
         raise TypeError("reduce an integer flag: a floating-point maximum over ranks swallows NaN")
     if world().size > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
-
-
-def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-    """Overwrite ``tensor`` with that of rank ``source``; returns it."""
-    if world().size > 1:
-        dist.broadcast(tensor, source)
     return tensor
 
 

@@ -102,6 +102,19 @@ def test_a_single_process_needs_no_launcher(program: Path) -> None:
     assert json.loads(done.stdout) == [1, 1.0, [[0, 0]], True, "from 0"]
 
 
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_processes_of_another_mpi_do_not_work_alone(
+    rank: int, lines: int, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Open MPI's mpiexec tells its processes, which this Python's MPI takes for one process each."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    done, _ = launch([sys.executable, "-W", "ignore"], program, "peace")
+    assert (done.returncode, done.stdout) == (2, "")
+    told = [line for line in done.stderr.splitlines() if "mpiexec started 2 processes" in line]
+    assert len(told) == lines and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_everybodys_mistake_is_one_line_and_status_2(ranks: int, program: Path) -> None:
     done, _ = launch(mpiexec(ranks), program, "everybody")
