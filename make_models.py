@@ -6,6 +6,7 @@ add a line to :data:`MODELS`, codec first, then the priors from level 0 (the fin
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import urllib.error
@@ -120,6 +121,16 @@ def parts_of(model: str, named: Iterable[str] = ()) -> tuple[str, ...]:
     return MODELS[model]
 
 
+def _wanted_levels(model: str, levels: Iterable[int] | None) -> list[int]:
+    """``levels`` in order, or all of the model's."""
+    there = range(len(MODELS[model]) - 1)
+    wanted = sorted(set(there if levels is None else levels))
+    for level in wanted:
+        if level not in there:
+            raise UserError(f"model {model!r} has levels 0 to {there[-1]}, no level {level}")
+    return wanted
+
+
 def find_weights(
     model: str,
     hps: Mapping[str, Any] | None = None,
@@ -136,7 +147,7 @@ def find_weights(
     """
     codec_set, *prior_sets = parts_of(model, checkpoints or ())
     overrides = dict(hps or {})
-    wanted = range(len(prior_sets)) if levels is None else sorted(set(levels))
+    wanted = _wanted_levels(model, levels)
     found = {}
     for name, key in [(codec_set, "restore_vqvae"), *((prior_sets[level], "restore_prior") for level in wanted)]:
         values = setup_hparams((codec_set, name), overrides, f"model {model!r}")
@@ -176,6 +187,7 @@ def make_model(
     """
     codec_set, *prior_sets = parts_of(model, checkpoints or ())
     overrides = dict(hps or {})
+    wanted = _wanted_levels(model, levels)
 
     def merged(names: tuple[str, ...], key: str) -> Any:
         values = setup_hparams(names, overrides, f"model {model!r}")
@@ -193,10 +205,6 @@ def make_model(
         raise UserError(
             f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
         )
-    wanted = range(len(prior_sets)) if levels is None else sorted(set(levels))
-    for level in wanted:
-        if not 0 <= level < len(prior_sets):
-            raise UserError(f"model {model!r} has levels 0 to {len(prior_sets) - 1}, no level {level}")
     vqvae = make_vqvae(codec_hps, device)
     priors = [make_prior(merged((codec_set, prior_sets[level]), "restore_prior"), vqvae, device) for level in wanted]
     for level, prior in zip(wanted, priors, strict=True):
@@ -226,7 +234,7 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     local = Path(path)
     if path.startswith(REMOTE_PREFIX) or not local.is_file():
         return
-    content = _read(local, downloaded=False)
+    content = _read(local, verify=False)  # restoring verifies it
     saved = content.get("hps")
     if content.get("kind") != kind or not isinstance(saved, Mapping):
         return
@@ -239,7 +247,7 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
 def _building(hps: Mapping[str, Any], device: torch.device | str) -> Iterator[None]:
     """Initial weights depend on ``hps.seed`` alone, whatever the rank and device; global random state is left alone."""
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
-        torch.manual_seed(int(hps.get("seed", 0)))
+        torch.default_generator.manual_seed(int(hps.get("seed", 0)))
         yield
 
 
@@ -278,7 +286,7 @@ def restore(
     if not str(path):
         return None
     local = fetch(str(path))
-    content = _read(local, downloaded=str(local) != str(path))
+    content = _read(local)
     state = _state_of(content, kind, local, weights, module)
     saved = content.get("hps")
     if hps is not None and isinstance(saved, Mapping):
@@ -325,11 +333,12 @@ def save(
     checkpoint.save(path, content)
 
 
-def _read(path: Path, downloaded: bool) -> dict[str, Any]:
+def _read(path: Path, verify: bool = True) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
-            return checkpoint.load(path, mmap=True)
+            return checkpoint.load(path, verify=verify, mmap=True)
     except UserError as error:
+        downloaded = path.is_relative_to(cache_folder())
         raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
 
 
@@ -404,7 +413,7 @@ def fetch(path: str) -> Path:
     if world().local_rank == 0 and not target.is_file():
         try:
             _download(path, target)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
             reason = getattr(error, "reason", None) or error
             problem = f"{path}: download failed ({reason}); try again, or put the file at {target}"
     problems = [each for each in gather_objects(problem) if each]

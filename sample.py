@@ -58,13 +58,16 @@ def prepare(options: Hyperparams) -> Job:
     overrides, checkpoints = model_files(options)
     levels = len(parts_of(options.model)) - 1
     to_write = request.levels_to_write(options, levels)
-    weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
-    device = world().device
-    vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=checkpoints)
+    # Sizes come first: what cannot be built is refused before anything is downloaded.
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
+    weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
+    # All ranks download together. From here on files are named, since a rank without items loads no prior.
+    files = {name: str(path) for name, path in weights.items()}
+    device = world().device
+    vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=files)
 
     def load_prior(level: int) -> Prior:
-        _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=checkpoints)
+        _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=files)
         return prior
 
     length, codes = request.beginning(options, vqvae, to_write)

@@ -92,6 +92,12 @@ class TestSizes:
         assert set(MODELS[name]) <= set(hparams.HPARAMS_REGISTRY)
 
 
+def test_levels_that_a_model_does_not_have() -> None:
+    for ask in (make_model, make_models.find_weights):
+        with pytest.raises(UserError, match="model 'tiny' has levels 0 to 1, no level 2"):
+            ask("tiny", hps={"local_logdir": "nowhere"}, levels=[2])
+
+
 class TestBuilding:
     def test_sample_length_is_derived_and_written_back(self) -> None:
         hps = settings("vqvae", sample_length=0, sample_length_in_seconds=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import make_models
 import sample as sample_program
 from songbloom.errors import UserError
+from songbloom.sampling import request
 from tests.sampling.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +100,27 @@ def test_more_ranks_than_items(workplace: Path) -> None:
     done(sample(workplace, "--name=spare_rank", SECONDS, "--hop_fraction=.5,.25", ranks=2))
     for level in (0, 1):
         assert torch.equal(codes(workplace / "spare_rank")[level], codes(workplace / "three")[level][:1])
+
+
+def test_loading_a_prior_needs_no_other_rank(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks without items load none, so weights given as addresses must have been fetched by all ranks before."""
+    shutil.copytree(workplace / "logs", tmp_path / "logs")
+    monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path))
+    addresses = [
+        f"{make_models.REMOTE_PREFIX}logs/{name}/checkpoint_latest.pth.tar" for name in ("tiny_upsampler", "tiny_prior")
+    ]
+    words = ["--model=tiny", "--name=never", SECONDS, f"--restore_prior={','.join(addresses)}"]
+    with contextlib.chdir(workplace):
+        job = sample_program.prepare(request.command_line(words, ["tiny"]))
+        monkeypatch.setattr(make_models, "gather_objects", None)
+        assert job.load_prior(1).level == 1
+
+
+def test_what_cannot_be_built_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path))
+    monkeypatch.setattr(make_models, "_download", None)
+    with pytest.raises(UserError, match="a prior with labels cannot be built yet"):
+        sample_program.prepare(request.command_line(["--model=5b", "--name=never"], ["5b"]))
 
 
 def test_the_same_command_goes_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
