@@ -56,7 +56,7 @@ def knobs(models: Iterable[str]) -> Knobs:
                 None, "Levels to write, such as 2 to hear the top first; None: all that the mode writes", kind="ints"
             ),
             sr=Knob(None, "Sample rate of the model in Hz; only checked", kind="int", minimum=1),
-            overwrite=Knob(False, "Replace a run with other settings that is in the folder"),
+            overwrite=Knob(False, "Replace the run that is in the folder, whatever its settings, and begin anew"),
         ),
         group(
             "how",

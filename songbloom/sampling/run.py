@@ -94,9 +94,7 @@ def fingerprint(path: Path | str) -> str:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for record in archive.infolist():
-                    name = record.filename.partition("/")[
-                        2
-                    ]  # the first part is the name that the file had when written
+                    name = record.filename.partition("/")[2]  # before it: what the file was called when written
                     digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
         else:
             with Path(path).open("rb") as file:
@@ -156,19 +154,24 @@ class Run:
         """Look what is there already.
 
         Args:
-            overwrite: remove the levels of a run with other settings instead of refusing.
+            overwrite: remove the run that is there, whatever its settings.
 
         Returns:
             The levels that this run has written before, whole.
 
         Raises:
-            UserError: the folder holds another run, or cannot be read.
+            UserError: the folder holds another run, or cannot be read or emptied.
         """
         record = self.folder / RECORD
         ours = [*self.folder.glob("level_[0-9]*"), *self.folder.glob("index.html"), *self.folder.glob(RECORD)]
         if overwrite:
-            for path in ours:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            try:
+                for path in ours:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename or self.folder}: cannot be removed ({error.strerror or error}); change --name"
+                ) from error
             ours = []
         for path in self.folder.glob(".level_*.partial"):
             shutil.rmtree(path, ignore_errors=True)

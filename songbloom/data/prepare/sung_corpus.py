@@ -30,7 +30,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import soundfile
+
 from songbloom import __version__
+from songbloom.audio.files import whole_file
 from songbloom.data.prepare.sung.render import GENERATOR_VERSION, Recipe, folder_of, is_complete, render_song
 from songbloom.data.prepare.sung.styles import STYLES
 from songbloom.data.prepare.sung.unusable import UnusableRendering
@@ -134,12 +137,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 def _make(output_dir: Path, recipe: Recipe, index: int) -> tuple[int, float, str | None]:
     """Render one song in this process: its index, the seconds it took, and why it was given up if it was."""
     begin = time.perf_counter()
@@ -234,7 +231,8 @@ def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict
     """Write ``songs.jsonl`` and ``manifest.json`` from the songs on disk; returns what their ``song.json`` say."""
     songs = [json.loads((folder_of(output_dir, i) / "song.json").read_text(encoding="utf-8")) for i in done]
     rows = (json.dumps(_line_of(about, about["idx"]), ensure_ascii=False) + "\n" for about in songs)
-    _write_atomically(output_dir / "songs.jsonl", "".join(rows))
+    with whole_file(output_dir / "songs.jsonl") as file:
+        file.write("".join(rows).encode("utf-8"))
     voices = {about["voice"] for about in songs}
     manifest = {
         "what": "sung Japanese songs rendered by songbloom.data.prepare.sung_corpus",
@@ -257,7 +255,8 @@ def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict
         "words_and_music": "words and generated music: songbloom, Apache-2.0",
         "packages": _packages(),
     }
-    _write_atomically(output_dir / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    with whole_file(output_dir / "manifest.json") as file:
+        file.write((json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
     return songs
 
 
@@ -308,11 +307,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Entry of the command: a :class:`UserError` is one line and status 2, an interrupt one line and status 130."""
+    """Entry of the command: a :class:`UserError` or a full disk is one line and status 2, an interrupt status 130."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f"sung_corpus: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (OSError, soundfile.LibsndfileError) as error:
+        print(f"sung_corpus: cannot write ({error}); free space, and the same command goes on", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("sung_corpus: stopped; the same command goes on from here", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -342,6 +344,17 @@ def test_the_command_prints_one_line_and_status_2():
         done.stderr
         == "sung_corpus: the following arguments are required: --output_dir/--output-dir; --help lists the options\n"
     )
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mix.flac")
+
+    monkeypatch.setattr(sung_corpus, "main", full)
+    with pytest.raises(SystemExit) as caught:
+        sung_corpus.run()
+    assert caught.value.code == 2
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_help_names_every_option_voice_and_style(capsys: pytest.CaptureFixture):
