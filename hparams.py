@@ -66,7 +66,7 @@ DATA = group(
     finetune=Knob("", "Model to start from", ignored=_UNUSED + "; use --restore_vqvae or --restore_prior"),
     english_only=Knob(False, "Use English songs only", ignored=_UNUSED),
     bs=Knob(1, "Batch size of each rank in training, in chunks", minimum=1),
-    bs_sample=Knob(1, "Items sampled by each rank when samples are drawn during training", minimum=1),
+    bs_sample=Knob(1, "Items sampled when samples are drawn during training", minimum=1),
     nworkers=Knob(1, "Worker processes that load data, for each rank; 0 loads in the training process", minimum=0),
     aug_shift=Knob(False, "Shift each chunk by a random part of its length"),
     aug_blend=Knob(False, "Mix stereo to mono with a random balance, not equal parts"),
@@ -352,7 +352,9 @@ TASK = group(
     lora=Knob(False, "Train low-rank adapters only (not available yet)"),
     train_steps=Knob(0, "Stop, with a checkpoint, at this optimiser step; 0: no limit", minimum=0),
     budget_minutes=Knob(
-        0.0, "Stop, with a checkpoint, after so many minutes of training in this process; 0: no limit", minimum=0
+        0.0,
+        "Stop, with a checkpoint, after so many minutes of training, those before a restart included; 0: no limit",
+        minimum=0,
     ),
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
     checkpoint_minutes=Knob(
