@@ -358,7 +358,7 @@ TASK = group(
     ),
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
     checkpoint_minutes=Knob(
-        0.0, "Also write checkpoint_latest whenever so many minutes have passed; 0: never", minimum=0
+        10.0, "Also write checkpoint_latest whenever so many minutes have passed; 0: never", minimum=0
     ),
     keep_checkpoints=Knob(0, "Numbered checkpoints kept, the newest; 0: all", minimum=0),
 )
