@@ -132,7 +132,7 @@ def _check(config: PriorConfig, codec: Codec) -> None:
             f"level is {config.level}, but the codec has levels 0 to {codec.levels - 1}: set --level to one of them"
         )
     if config.labels:
-        raise UserError("a prior with labels cannot be built yet: train.py --labels=False makes one without")
+        raise UserError("a prior with labels cannot be built yet: pass --labels=False to train.py for one without")
     if config.single_enc_dec or (config.use_tokens and config.n_tokens):
         raise UserError("lyrics need labels, which --labels=False takes away: pass --use_tokens=False as well")
 
