@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "songbloom" / "__init__.py").read_text()).group(1)
+VERSION = re.findall(r'__version__ = "(.+)"', (HERE / "songbloom" / "__init__.py").read_text())[0]
 
 
 def requirements(name: str) -> list[str]:
@@ -18,7 +18,7 @@ def requirements(name: str) -> list[str]:
 setup(
     name="songbloom",
     version=VERSION,
-    description="Train and sample song models on your own music: hierarchical VQ-VAE, transformer priors, Japanese singing first",
+    description="Train and sample song models on your own music, Japanese singing first",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -28,7 +28,7 @@ setup(
     package_data={"songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json"]},
     install_requires=requirements("requirements.txt"),
     extras_require={
-        # Second sung voice (NIT SONG070); builds from source, so it needs a C++ compiler and setuptools < 82 at run time.
+        # Second sung voice (NIT SONG070); built from source: needs a C++ compiler, and setuptools < 82 at run time.
         "voices": ["pysinsy==0.0.5", "setuptools<82"],
         "test": requirements("requirements-test.txt"),
     },
