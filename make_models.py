@@ -6,6 +6,7 @@ add a line to :data:`MODELS`, codec first, then the priors from level 0 (the fin
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import socket
@@ -101,8 +102,24 @@ def make_prior(hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str 
         prior = Prior(PriorConfig.from_hps(hps), vqvae)
     training = bool(hps.get("train")) and bool(hps.get("prior"))
     if str(device) != "meta":
-        restore(prior, hps["restore_prior"], "prior", hps=hps, weights="raw" if training else "ema")
+        content = restore(prior, hps["restore_prior"], "prior", hps=hps, weights="raw" if training else "ema")
+        saved = (content or {}).get("hps")
+        codec = saved.get("codec") if isinstance(saved, Mapping) else None
+        if codec and not training and codec != fingerprint(vqvae):
+            raise UserError(
+                f"{hps['restore_prior']}: was trained on the codes of another codec than the one given; give "
+                "--restore_vqvae with that codec, or train the prior again"
+            )
     return _ready(prior, device, training)
+
+
+def fingerprint(vqvae: VQVAE) -> str:
+    """A short name for a codec's weights: a prior keeps that of the codec whose codes it has learnt."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def parts_of(model: str, named: Iterable[str] = ()) -> tuple[str, ...]:

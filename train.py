@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hparams import training_command
-from make_models import fetch, make_prior, make_vqvae
+from make_models import fetch, fingerprint, make_prior, make_vqvae
 from songbloom import distributed
 from songbloom.data.dataset import ChunkDataset
 from songbloom.distributed import say
@@ -27,7 +27,7 @@ from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
-from songbloom.training.resume import Beginning, begin, find_beginning, restore_key
+from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
 from songbloom.training.state import TrainingState, rank_seed
 from songbloom.training.tasks import PriorTask, Task, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
@@ -38,7 +38,6 @@ def main() -> int:
     if command.text:
         say(command.text.rstrip())
         return 0
-    check(command.hps)
     place = distributed.start(command.hps.device or None)
     for line in command.notices:
         say(line)
@@ -55,8 +54,12 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     folder = Path(hps.local_logdir) / hps.name
     device = distributed.world().device
     choose_matrix_products(hps)
+    if folder.is_dir():
+        claim(folder)
 
     beginning = find_beginning(folder, hps, kind)
+    if not hps.train and beginning.content is None and not hps[restore_key(kind)]:
+        raise UserError(f"--test without --train: there are no trained weights in {folder}; give --{restore_key(kind)}")
     task = make_task(hps, beginning, device)
     train_set = ChunkDataset(hps, split="train")
     test_set = ChunkDataset(hps, split="test") if hps.test else None
@@ -64,6 +67,7 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         saved = beginning.content["hps"].get("bandwidth") if beginning.content is not None else None
         hps.bandwidth = task.model.bandwidth = saved or measure_bandwidth(train_set, sample_rate=hps.sr)
 
+    claim(folder)  # only now: a mistake in the data or the model leaves no folder behind
     state = TrainingState(task, hps, argv)
     torch.manual_seed(rank_seed(hps))  # for dropout; all other choices have generators of their own
     begin(state, beginning, fetch)
@@ -71,12 +75,6 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         task.model.compile()
     say(describe(hps, state))
     return Trainer(state, folder, train_set, test_set)
-
-
-def check(hps: Hyperparams) -> None:
-    """What must be known before anything is read or written."""
-    if not (hps.train or hps.test):
-        raise UserError("nothing to do: give --train, --test or both")
 
 
 def choose_matrix_products(hps: Hyperparams) -> None:
@@ -104,6 +102,13 @@ def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> T
             f"in place of {given(hps)['sample_length']}"
         )
     hps.sample_length = prior.sample_length
+    hps.codec = fingerprint(vqvae)
+    before = (beginning.content or {}).get("hps", {}).get("codec", hps.codec)
+    if before != hps.codec:
+        raise UserError(
+            f"{beginning.path}: was trained on the codes of another codec than {hps.restore_vqvae}; "
+            "give that codec, or another --name to train anew"
+        )
     return PriorTask(prior, vqvae, hps, resolve_precision(hps, device, say))
 
 

@@ -313,6 +313,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         start()
         status = main() or 0
+        if world().size > 1 and status == 0:
+            barrier()
+            dist.destroy_process_group()
     except UserError as error:
         status = _fail(2, f"error: {error}")
     except KeyboardInterrupt:
@@ -331,11 +334,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             time.sleep(1.5)  # most likely another rank broke first: let its error be the one that is printed
         where = f"rank {world().rank} of {world().size}: " if world().size > 1 else ""
         status = _fail(1, where + traceback.format_exc().rstrip())
-    if world().size > 1 and status == 0:
-        barrier()
-        dist.destroy_process_group()
-        if _lifeline is not None:
-            _lifeline.farewell()
+    if _lifeline is not None and status == 0:
+        _lifeline.farewell()
     _end(status)
 
 

@@ -175,6 +175,7 @@ class Knob:
             by default the type of ``default``. A whole number is accepted for a float.
         choices: if given, the only values that are accepted.
         minimum: if given, the smallest number that is accepted.
+        below: if given, all numbers accepted are smaller.
         ignored: why the key is accepted but does nothing here; empty for a key that works.
         key, group: filled in by :func:`group`.
     """
@@ -184,6 +185,7 @@ class Knob:
     kind: str = ""
     choices: tuple[Any, ...] = ()
     minimum: float | None = None
+    below: float | None = None
     ignored: str = ""
     key: str = ""
     group: str = ""
@@ -218,10 +220,11 @@ class Knob:
         if self.choices and value not in self.choices:
             near = did_you_mean(str(value), map(str, self.choices))
             raise UserError(f"{where}: {self.key} is one of {', '.join(map(repr, self.choices))}, not {value!r}{near}")
-        if self.minimum is not None and any(
-            number < self.minimum for number in (value if isinstance(value, tuple) else (value,))
-        ):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if self.minimum is not None and any(number < self.minimum for number in numbers):
             raise UserError(f"{where}: {self.key} must be at least {self.minimum:g}, not {value!r}")
+        if self.below is not None and any(number >= self.below for number in numbers):
+            raise UserError(f"{where}: {self.key} must be below {self.below:g}, not {value!r}")
         return value
 
     def type_in_words(self) -> str:

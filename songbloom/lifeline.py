@@ -104,6 +104,7 @@ class Lifeline:
         if rank is None:  # only asked whether this address leads here
             line.close()
             return
+        _keep_alive(line)
         with self._lock:
             self._sockets[rank] = line
         what = f"rank {rank} (process {hello.get('process')} on {hello.get('host')})"
@@ -134,7 +135,7 @@ class Lifeline:
         """Take hold of rank 0's lifeline."""
         line = socket.create_connection(address, timeout=30)
         line.settimeout(None)
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _keep_alive(line)
         self.local_address = line.getsockname()[0]
         _send(line, {"secret": secret, "rank": self.rank, "process": os.getpid(), "host": socket.gethostname()})
         reader = line.makefile("r", encoding="utf-8")
@@ -194,6 +195,14 @@ class Lifeline:
         self._gone.add(self.rank)
         with contextlib.suppress(OSError, KeyError):
             _send(self._sockets[0], {"bye": self.rank})
+
+
+def _keep_alive(line: socket.socket) -> None:
+    """Notice within half a minute that the other host has lost power or network, which closes no socket."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _send(line: socket.socket, message: dict[str, Any]) -> None:

@@ -155,3 +155,9 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = hparams.REFERENCE_PAGE
     assert page.read_text(encoding="utf-8") == hparams.reference_page(), "write it again: python hparams.py"
+
+
+@pytest.mark.parametrize("option", ["--beta1=1", "--beta2=1", "--mu=1.5", "--l_mu=1", "--attn_dropout=1"])
+def test_what_must_stay_below_one(option: str) -> None:
+    with pytest.raises(UserError, match="must be below 1"):
+        hparams.training_command(["--hps=tiny_vqvae", "--name=x", "--train", option])

@@ -92,7 +92,7 @@ def test_a_run_leaves_what_it_should(codec: Path) -> None:
     run_folder = codec / "logs" / "codec"
     found = {path.name for path in run_folder.iterdir()}
     steps = {f"checkpoint_step_{step}{suffix}" for step in (4, 8, 12) for suffix in (".pth.tar", ".json")}
-    assert found == steps | {checkpoint.LATEST, "checkpoint_latest.json", "argv.txt", "logs"}
+    assert found == steps | {checkpoint.LATEST, "checkpoint_latest.json", "argv.txt", "logs", ".lock"}
     content = latest(codec / "logs", "codec")
     assert set(content) == set(checkpoint.KEYS) and content["kind"] == "vqvae" and content["step"] == 12
     assert set(content["hps"]["bandwidth"]) == {"l1", "l2", "spec"}
@@ -123,6 +123,56 @@ def test_mistakes_are_one_line_and_leave_nothing(folder: Path, words: list[str],
     assert done.returncode == 2, done.stderr
     assert told in done.stderr and len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
     assert not (folder / "logs").exists()
+
+
+def test_a_prior_stays_with_its_codec(codec: Path, folder: Path) -> None:
+    """Codes of another codec mean something else: neither training nor sampling goes on with them unasked."""
+    prior = [*PRIOR, "--name=prior", "--audio_files_dir=songs", "--train_steps=2"]
+    assert run(folder, *prior, restored(codec)).returncode == 0
+    other = run(folder, *CODEC, "--name=other", "--audio_files_dir=songs", "--train_steps=2", "--seed=5")
+    assert other.returncode == 0, other.stderr
+    done = run(folder, *prior, f"--restore_vqvae=logs/other/{checkpoint.LATEST}", "--train_steps=4")
+    assert done.returncode == 2 and "was trained on the codes of another codec" in done.stderr
+
+    import make_models
+    from hparams import setup_hparams
+    from songbloom.errors import UserError
+
+    content = latest(folder / "logs", "prior")
+    hps = setup_hparams("tiny_vqvae,tiny_upsampler", SMALLER)
+    hps.restore_prior = str(folder / "logs" / "prior" / checkpoint.LATEST)
+    for name, fits in (("codec", True), ("other", False)):
+        hps.restore_vqvae = str((codec if fits else folder) / "logs" / name / checkpoint.LATEST)
+        vqvae = make_models.make_vqvae(hps)
+        assert (make_models.fingerprint(vqvae) == content["hps"]["codec"]) is fits
+        if fits:
+            make_models.make_prior(hps, vqvae)
+        else:
+            with pytest.raises(UserError, match="codes of another codec"):
+                make_models.make_prior(hps, vqvae)
+
+
+def test_evaluating_needs_something_trained(folder: Path) -> None:
+    done = run(folder, *SMALL, "--hps=tiny_vqvae", "--test", "--name=new", "--audio_files_dir=songs")
+    assert done.returncode == 2 and "there are no trained weights in logs/new" in done.stderr
+    assert not (folder / "logs").exists()
+
+
+def test_two_runs_of_one_name_do_not_mix(folder: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (folder / "logs" / "x").mkdir(parents=True)
+    with (folder / "logs" / "x" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(folder, *CODEC, "--name=x", "--audio_files_dir=songs", "--train_steps=2")
+    assert done.returncode == 2 and "another process is training there" in done.stderr
+
+
+def test_settings_of_the_optimiser_may_change_on_a_restart(folder: Path) -> None:
+    words = [*CODEC, "--name=x", "--audio_files_dir=songs"]
+    assert run(folder, *words, "--train_steps=2").returncode == 0
+    assert run(folder, *words, "--train_steps=4", "--weight_decay=0.5", "--beta2=0.9").returncode == 0
+    (group,) = latest(folder / "logs", "x")["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5 and group["betas"][1] == 0.9
 
 
 def test_help_and_print_hps(folder: Path) -> None:

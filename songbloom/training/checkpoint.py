@@ -234,8 +234,9 @@ def newest(folder: Path | str, say: Callable[[str], None] = print) -> tuple[Path
     folder = Path(folder)
     latest = folder / LATEST
     candidates = [latest] if latest.exists() else []
-    by_time = sorted((path for _, path in step_files(folder)), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    candidates += by_time
+    candidates += [path for _, path in step_files(folder)]
+    # A kill between a step file and its link leaves an older "latest". Where both are one file, that name comes first.
+    candidates.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     broken: list[Path] = []
     for path in candidates:
         if any(path.samefile(other) for other in broken):

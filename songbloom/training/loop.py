@@ -61,7 +61,7 @@ class Trainer:
         self.progress = Progress(self.task.shown, self._seconds_left)
         self.interruption = Interruption(self.progress.say)
         self.finished = ""  # why training ended
-        self._saved_step = -1
+        self._saved = (-1, False)  # the last save: its step, and whether it has a number
         self._skipped_in_a_row = 0
         self._begin_group()
 
@@ -120,8 +120,9 @@ class Trainer:
 
     def _end(self, audio: Tensor | None) -> None:
         self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
-        if self.hps["save"] and self._saved_step != self.state.step:
-            self._save(numbered=self.interruption.signal is None)
+        wanted = (self.state.step, self.interruption.signal is None)
+        if self.hps["save"] and self._saved < wanted:
+            self._save(numbered=wanted[1])
         if self.interruption.signal is not None:
             return
         if self.state.step % self.hps["log_steps"]:
@@ -264,7 +265,7 @@ class Trainer:
 
     def _save(self, *, numbered: bool) -> None:
         self.state.save(self.folder, numbered=numbered)
-        self._saved_step = self.state.step
+        self._saved = (self.state.step, numbered)
         self.progress.pause()
 
     def _log(self, audio: Tensor | None) -> None:

@@ -216,7 +216,9 @@ class Adam(torch.optim.Optimizer):
                 state[key].copy_(moment / state[f"scale_{key}"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave, keeping each moment's own dtype.
+        """Take the moments that :meth:`state_dict` gave, keeping each one's own dtype.
+
+        Settings (betas, eps, weight decay) stay as they were given now: a restart may change them.
 
         (The base class would cast moments to the parameter's dtype, which rounds float32 moments of half parameters.)
 
@@ -240,9 +242,6 @@ class Adam(torch.optim.Optimizer):
                         f"instead of {tuple(p.shape)}; start with --reset_opt"
                     )
                 self.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in state.items()}
-            for key, value in old.items():
-                if key != "params":
-                    group[key] = tuple(value) if key == "betas" else value
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -32,17 +32,6 @@ def learning_rate(step: int, hps: Mapping[str, Any]) -> float:
     return hps["lr"] * (hps["lr_scale"] * warmup * left)
 
 
-def check_schedule(hps: Mapping[str, Any]) -> str:
-    """What is wrong with the schedule's settings, in one line; empty if nothing is."""
-    if hps["lr_use_linear_decay"] and hps.get("lr_use_cosine_decay", False):
-        return "lr_use_linear_decay and lr_use_cosine_decay are both on; choose one"
-    if hps["lr_decay"] <= 0:
-        return f"lr_decay={hps['lr_decay']:g} is not a number of steps above 0"
-    if hps["lr_warmup"] < 0:
-        return f"lr_warmup={hps['lr_warmup']:g} is below 0; 0 means no warmup"
-    return ""
-
-
 class Schedule:
     """Counts optimiser steps and tells the learning rate of the next one."""
 

@@ -115,6 +115,18 @@ def test_a_damaged_latest_falls_back_with_one_line(tmp_path: Path) -> None:
     assert len(told) == 1 and "checkpoint_latest" in told[0]
 
 
+def test_a_step_file_newer_than_latest_is_gone_on_from(tmp_path: Path) -> None:
+    """As after a kill between the two."""
+    checkpoint.save_in_run(tmp_path, content(1))
+    checkpoint.save_in_run(tmp_path, content(2))
+    latest = tmp_path / checkpoint.LATEST
+    latest.unlink()
+    latest.write_bytes((tmp_path / "checkpoint_step_1.pth.tar").read_bytes())
+    os.utime(latest, ns=(0, 0))
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found[1]["step"] == 2
+
+
 def test_nothing_readable_is_an_error_and_nothing_there_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     (tmp_path / checkpoint.LATEST).write_bytes(b"rubbish")
