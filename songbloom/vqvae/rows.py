@@ -2,22 +2,27 @@
 
 A signal is ``[N, T, C]``, contiguous: a row a moment. A convolution of stride 1 is one product a tap, of the rows
 shifted by the dilation; a strided one of kernel ``2 * stride`` is two products, of the rows taken ``stride`` at a time.
-Nothing is copied or reordered for either, and rows go by in chunks that stay in the cores' caches from one product to
-the next. For long signals of few channels this is faster than PyTorch's own convolutions, above all in training
-(``benchmarks/vqvae.py`` measures both).
+Nothing is copied or reordered for either. Rows go by in pieces: a piece stays in a core's cache from one product to the
+next, and each thread takes pieces of its own (:mod:`songbloom.vqvae.workers`). For long signals of few channels this is
+faster than PyTorch's own convolutions, above all in training (``benchmarks/vqvae.py`` measures both).
+
+What the pieces add up to is summed in their order, so results don't depend on which thread was faster.
 
 The references are ``torch.nn.functional.conv1d`` and ``conv_transpose1d`` (``tests/vqvae/test_convolution.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 18  # numbers of one signal that a thread works on at once: one megabyte
+from songbloom.vqvae.workers import each, scratch
+
+PIECE_NUMBERS = 1 << 16  # numbers of one signal that a thread works on at once: a quarter of a megabyte
+SHORTEST_PIECE = 1024  # rows; shorter ones aren't worth handing out
 
 
 def usable(x: Tensor) -> bool:
@@ -30,17 +35,30 @@ def usable(x: Tensor) -> bool:
     )
 
 
-def _chunks(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    size = max(64, CHUNK_NUMBERS * torch.get_num_threads() // width)
-    for start in range(0, rows, size):
-        yield start, min(rows, start + size)
+class Piece(NamedTuple):
+    """Rows ``start`` to ``end`` of one item of the batch."""
+
+    item: int
+    start: int
+    end: int
+
+
+def _piece_rows(total: int, width: int) -> int:
+    """Rows a piece: few enough for the cache and for all threads to have some."""
+    share = -(-total // torch.get_num_threads())
+    return max(SHORTEST_PIECE, min(share, PIECE_NUMBERS // width))
+
+
+def _pieces(items: int, total: int, width: int) -> list[Piece]:
+    rows = _piece_rows(total, width)
+    return [Piece(i, start, min(total, start + rows)) for i in range(items) for start in range(0, total, rows)]
 
 
 # ---------------------------------------------------------------------------------------------------- stride 1
 
 
 def _shifts(taps: int, dilation: int) -> list[int]:
-    """How far each tap looks ahead; the middle one, which always finds a row, comes first in use."""
+    """How far each tap looks ahead."""
     return [(tap - taps // 2) * dilation for tap in range(taps)]
 
 
@@ -49,11 +67,11 @@ def _overlap(start: int, end: int, shift: int, total: int) -> tuple[int, int]:
     return max(start, -shift), min(end, total - shift)
 
 
-def _convolve_chunk(
+def _convolve_into(
     out: Tensor, signal: Tensor, first: int, start: int, taps: Tensor, bias: Tensor | None, dilation: int, total: int
 ) -> None:
     """Rows ``start …`` of the convolution into ``out``; ``signal`` holds the rows from ``first`` that they look at."""
-    end, middle = start + len(out), len(taps) // 2
+    end, middle = start + len(out), len(taps) // 2  # the middle tap finds a row for each, so it comes first
     same = signal[start - first : end - first]
     if bias is None:
         torch.mm(same, taps[middle], out=out)
@@ -65,15 +83,17 @@ def _convolve_chunk(
             out[low - start : high - start].addmm_(signal[low + shift - first : high + shift - first], taps[tap])
 
 
-def _add_taps(
-    d_taps: Tensor, signal: Tensor, first: int, d_out: Tensor, start: int, end: int, dilation: int, total: int
+def _taps_gradient(
+    d_taps: Tensor, signal: Tensor, first: int, d_out: Tensor, start: int, dilation: int, total: int
 ) -> None:
-    """Add to ``d_taps`` what ``d_out`` (of rows ``start`` to ``end``) means for the taps; ``signal`` as above."""
+    """What ``d_out`` (of rows ``start …``) means for the taps, into ``d_taps [K, C, O]``; ``signal`` as above."""
     for tap, shift in enumerate(_shifts(len(d_taps), dilation)):
-        low, high = _overlap(start, end, shift, total)
+        low, high = _overlap(start, start + len(d_out), shift, total)
         if low < high:
-            part = d_out[low - start : high - start]
-            d_taps[tap].addmm_(signal[low + shift - first : high + shift - first].t(), part)
+            seen = signal[low + shift - first : high + shift - first]
+            torch.mm(seen.t(), d_out[low - start : high - start], out=d_taps[tap])
+        else:
+            d_taps[tap].zero_()
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -94,10 +114,13 @@ class Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-        taps, out = _taps(weight), x.new_empty(*x.shape[:2], weight.shape[0])
-        for item in range(x.shape[0]):
-            for start, end in _chunks(x.shape[1], max(weight.shape[:2])):
-                _convolve_chunk(out[item, start:end], x[item], 0, start, taps, bias, dilation, x.shape[1])
+        taps, out, total = _taps(weight), x.new_empty(*x.shape[:2], weight.shape[0]), x.shape[1]
+
+        def work(piece: Piece) -> None:
+            item, start, end = piece
+            _convolve_into(out[item, start:end], x[item], 0, start, taps, bias, dilation, total)
+
+        each(work, _pieces(len(x), total, max(weight.shape[:2])))
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return out
@@ -105,12 +128,17 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        d_out, total = gradients[0].contiguous(), x.shape[1]
-        taps, d_x, d_taps = _taps_back(weight), torch.empty_like(x), torch.zeros_like(_taps(weight))
-        for item in range(x.shape[0]):
-            for start, end in _chunks(total, max(weight.shape[:2])):
-                _convolve_chunk(d_x[item, start:end], d_out[item], 0, start, taps, None, ctx.dilation, total)
-                _add_taps(d_taps, x[item], 0, d_out[item, start:end], start, end, ctx.dilation, total)
+        d_out, total, dilation = gradients[0].contiguous(), x.shape[1], ctx.dilation
+        taps, d_x = _taps_back(weight), torch.empty_like(x)
+
+        def work(piece: Piece) -> Tensor:
+            item, start, end = piece
+            _convolve_into(d_x[item, start:end], d_out[item], 0, start, taps, None, dilation, total)
+            d_taps = x.new_empty(weight.shape[2], weight.shape[1], weight.shape[0])
+            _taps_gradient(d_taps, x[item], 0, d_out[item, start:end], start, dilation, total)
+            return d_taps
+
+        d_taps = torch.stack(each(work, _pieces(len(x), total, max(weight.shape[:2])))).sum(dim=0)
         return d_x, d_taps.permute(2, 1, 0), d_out.sum(dim=(0, 1)), None
 
 
@@ -120,8 +148,8 @@ class Convolve(torch.autograd.Function):
 def residual_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations: Sequence[int], scale: float) -> Tensor:
     """Residual blocks one after another: ``x + scale * pointwise(relu(dilated(relu(x))))`` each.
 
-    A chunk of rows goes through several blocks while it is in the cache, with as many rows around it as the blocks
-    together look at, which are computed twice; so only so many blocks go together that those rows stay few.
+    A piece goes through several blocks while it is in the cache, with as many rows around it as the blocks together
+    look at, which are computed twice; so only so many blocks go together that those rows stay few.
 
     Args:
         x: ``[N, T, C]``.
@@ -132,7 +160,7 @@ def residual_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations:
     """
     if not weights:
         return x
-    _, rows = next(_chunks(x.shape[1], max(weights[0][0].shape[:2])))
+    rows = _piece_rows(x.shape[1], max(weights[0][0].shape[:2]))
     begin, reach = 0, 0
     for index, dilation in enumerate(dilations):
         reach += dilation
@@ -146,6 +174,16 @@ def _apply_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations: S
     return ResidualBlocks.apply(x, tuple(dilations), scale, *(tensor for block in weights for tensor in block))
 
 
+def _rectified(rows: Tensor, first: int, low: int, high: int, dilation: int, total: int) -> tuple[Tensor, int]:
+    """Rectified rows ``low`` to ``high`` with those that a convolution looks at around them; where they begin.
+
+    ``rows`` begin at row ``first``.
+    """
+    begin, end = max(0, low - dilation), min(total, high + dilation)
+    room = scratch("rectified", end - begin, rows.shape[1])
+    return torch.clamp_min(rows[begin - first : end - first], 0, out=room), begin
+
+
 class ResidualBlocks(torch.autograd.Function):
     """Some residual blocks at once (see :func:`residual_blocks`).
 
@@ -154,36 +192,40 @@ class ResidualBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dilations: tuple[int, ...], scale: float, *weights: Tensor) -> Tensor:
-        learning, count = any(ctx.needs_input_grad), len(dilations)
-        hidden_width = weights[0].shape[0]
-        inputs = [x] + [torch.empty_like(x) for _ in range(count - 1 if learning else 0)]
+        learning, count, total = any(ctx.needs_input_grad), len(dilations), x.shape[1]
+        width, hidden_width = x.shape[2], weights[0].shape[0]
+        # Where learning, what every block gets and what it hides; pieces write their own rows only.
+        kept = [torch.empty_like(x) for _ in range(count - 1 if learning else 0)]
         hiddens = [x.new_empty(*x.shape[:2], hidden_width) for _ in range(count if learning else 0)]
-        out, total = torch.empty_like(x), x.shape[1]
-        room = _Room(x, hidden_width, sum(dilations))
+        out = torch.empty_like(x)
         blocks = [
             (_taps(weights[4 * i]), weights[4 * i + 1], weights[4 * i + 2][:, :, 0].t(), scale * weights[4 * i + 3])
             for i in range(count)
         ]
-        for item in range(x.shape[0]):
-            for start, end in _chunks(total, max(x.shape[2], hidden_width)):
-                current, first, ahead = x[item], 0, sum(dilations)
-                for index, (taps, bias, mix, added) in enumerate(blocks):
-                    ahead -= dilations[index]  # how far the blocks after this one look
-                    low, high = max(0, start - ahead), min(total, end + ahead)
-                    signal, begin = room.rectify(current, first, low, high, dilations[index], total)
-                    inner = hiddens[index][item, low:high] if learning else room.hidden[: high - low]
-                    _convolve_chunk(inner, signal, begin, low, taps, bias, dilations[index], total)
-                    if index == count - 1:
-                        result = out[item, low:high]
-                    else:
-                        result = (
-                            inputs[index + 1][item, low:high] if learning else room.results[index % 2][: high - low]
-                        )
-                    torch.add(current[low - first : high - first], added, out=result)
-                    result.addmm_(inner.relu_(), mix, alpha=scale)
-                    current, first = result, low
+
+        def work(piece: Piece) -> None:
+            item, start, end = piece
+            current, first, ahead = x[item], 0, sum(dilations)
+            for index, (taps, bias, mix, added) in enumerate(blocks):
+                ahead -= dilations[index]  # how far the blocks after this one look
+                low, high = max(0, start - ahead), min(total, end + ahead)
+                own = slice(start - low, end - low)
+                signal, begin = _rectified(current, first, low, high, dilations[index], total)
+                inner = scratch("hidden", high - low, hidden_width)
+                _convolve_into(inner, signal, begin, low, taps, bias, dilations[index], total)
+                inner.relu_()
+                if learning:
+                    hiddens[index][item, start:end] = inner[own]
+                last = index == count - 1
+                result = out[item, low:high] if last else scratch(f"result {index % 2}", high - low, width)
+                torch.add(current[low - first : high - first], added, out=result).addmm_(inner, mix, alpha=scale)
+                if learning and not last:
+                    kept[index][item, start:end] = result[own]
+                current, first = result, low
+
+        each(work, _pieces(len(x), total, max(width, hidden_width)))
         if learning:
-            ctx.save_for_backward(*inputs, *hiddens, *weights)
+            ctx.save_for_backward(x, *kept, *hiddens, *weights)
             ctx.settings = dilations, scale
         return out
 
@@ -194,76 +236,44 @@ class ResidualBlocks(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: under activation checkpointing this computes them again
         inputs, hiddens, weights = saved[:count], saved[count : 2 * count], saved[2 * count :]
         x, d_out = inputs[0], gradients[0].contiguous()
-        total, hidden_width = x.shape[1], weights[0].shape[0]
-        d_x, room = torch.empty_like(x), _Room(x, hidden_width, sum(dilations))
+        total, width, hidden_width = x.shape[1], x.shape[2], weights[0].shape[0]
+        d_x = torch.empty_like(x)
         backs = [_taps_back(weights[4 * i]) for i in range(count)]
         mixes = [weights[4 * i + 2][:, :, 0] * scale for i in range(count)]
-        d_blocks = [_BlockGradient(weights[4 * i]) for i in range(count)]
         mask = torch.ops.aten.threshold_backward.grad_input
-        for item in range(x.shape[0]):
-            for start, end in _chunks(total, max(x.shape[2], hidden_width)):
-                current, first, behind = d_out[item], 0, sum(dilations)
-                for index in reversed(range(count)):
-                    low, high = max(0, start - behind), min(total, end + behind)
-                    part, inner = current[low - first : high - first], hiddens[index][item, low:high]
-                    d_inner = torch.mm(part, mixes[index], out=room.hidden[: high - low])
-                    mask(d_inner, inner, 0, grad_input=d_inner)
-                    own = slice(start - low, end - low)  # the rows around the chunk are other chunks' to learn from
-                    signal, begin = room.rectify(inputs[index][item], 0, start, end, dilations[index], total)
-                    d_blocks[index].add(
-                        part[own], inner[own], d_inner[own], signal, begin, start, dilations[index], total
-                    )
-                    behind -= dilations[index]  # how far the blocks before this one look
-                    to, until = max(0, start - behind), min(total, end + behind)
-                    result = room.results[index % 2][: until - to] if index else d_x[item, to:until]
-                    _convolve_chunk(result, d_inner, low, to, backs[index], None, dilations[index], total)
-                    mask(result, inputs[index][item, to:until], 0, grad_input=result).add_(part[to - low : until - low])
-                    current, first = result, to
-        return d_x, None, None, *(gradient for block in d_blocks for gradient in block.finished(scale))
 
+        def work(piece: Piece) -> tuple[Tensor, ...]:
+            item, start, end = piece
+            taps = x.new_empty(count, weights[0].shape[2], width, hidden_width)
+            mix, bias, added = (
+                x.new_empty(count, *shape) for shape in ((width, hidden_width), (hidden_width,), (width,))
+            )
+            current, first, behind = d_out[item], 0, sum(dilations)
+            for index in reversed(range(count)):
+                low, high = max(0, start - behind), min(total, end + behind)
+                own = slice(start - low, end - low)  # the rows around the piece are other pieces' to learn from
+                part, inner = current[low - first : high - first], hiddens[index][item, low:high]
+                d_inner = torch.mm(part, mixes[index], out=scratch("hidden", high - low, hidden_width))
+                mask(d_inner, inner, 0, grad_input=d_inner)
+                torch.mm(part[own].t(), inner[own], out=mix[index])
+                torch.sum(part[own], dim=0, out=added[index])
+                torch.sum(d_inner[own], dim=0, out=bias[index])
+                signal, begin = _rectified(inputs[index][item], 0, start, end, dilations[index], total)
+                _taps_gradient(taps[index], signal, begin, d_inner[own], start, dilations[index], total)
+                behind -= dilations[index]  # how far the blocks before this one look
+                to, until = max(0, start - behind), min(total, end + behind)
+                result = scratch(f"result {index % 2}", until - to, width) if index else d_x[item, to:until]
+                _convolve_into(result, d_inner, low, to, backs[index], None, dilations[index], total)
+                mask(result, inputs[index][item, to:until], 0, grad_input=result).add_(part[to - low : until - low])
+                current, first = result, to
+            return taps, bias, mix, added
 
-class _Room:
-    """Memory for one chunk and the rows around it, used again from chunk to chunk."""
-
-    def __init__(self, x: Tensor, hidden_width: int, reach: int) -> None:
-        _, rows = next(_chunks(x.shape[1], max(x.shape[2], hidden_width)))
-        rows = min(x.shape[1], rows + 2 * reach)
-        self.rectified = x.new_empty(rows, x.shape[2])
-        self.hidden = x.new_empty(rows, hidden_width)
-        self.results = x.new_empty(2, rows, x.shape[2])
-
-    def rectify(self, rows: Tensor, first: int, low: int, high: int, dilation: int, total: int) -> tuple[Tensor, int]:
-        """Rectified rows ``low`` to ``high`` with those that a convolution looks at around them; where they begin."""
-        begin, end = max(0, low - dilation), min(total, high + dilation)
-        return torch.clamp_min(rows[begin - first : end - first], 0, out=self.rectified[: end - begin]), begin
-
-
-class _BlockGradient:
-    """The derivatives by one block's weights, gathered chunk by chunk."""
-
-    def __init__(self, weight: Tensor) -> None:
-        hidden, width, _ = weight.shape
-        self.taps = torch.zeros_like(_taps(weight))
-        self.mix, self.bias, self.added = (weight.new_zeros(*shape) for shape in ((width, hidden), (hidden,), (width,)))
-
-    def add(
-        self,
-        d_out: Tensor,
-        inner: Tensor,
-        d_inner: Tensor,
-        signal: Tensor,
-        first: int,
-        start: int,
-        dilation: int,
-        total: int,
-    ) -> None:
-        self.mix.addmm_(d_out.t(), inner)
-        self.added += d_out.sum(dim=0)
-        self.bias += d_inner.sum(dim=0)
-        _add_taps(self.taps, signal, first, d_inner, start, start + len(d_inner), dilation, total)
-
-    def finished(self, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.taps.permute(2, 1, 0), self.bias, scale * self.mix[:, :, None], scale * self.added
+        results = each(work, _pieces(len(x), total, max(width, hidden_width)))
+        taps, bias, mix, added = (torch.stack(parts).sum(dim=0) for parts in zip(*results, strict=True))
+        of_blocks = [
+            (taps[i].permute(2, 1, 0), bias[i], scale * mix[i][:, :, None], scale * added[i]) for i in range(count)
+        ]
+        return d_x, None, None, *(gradient for block in of_blocks for gradient in block)
 
 
 # ---------------------------------------------------------------------------------------------------- strided
@@ -271,65 +281,98 @@ class _BlockGradient:
 
 def _halves(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``[O, C, 2 * stride]`` → for either half of the kernel ``[stride * C, O]``."""
-    outputs, _, size = weight.shape
-    both = weight.permute(2, 1, 0).reshape(2, -1, outputs)
-    assert size % 2 == 0
+    both = weight.permute(2, 1, 0).reshape(2, -1, weight.shape[0])
     return both[0], both[1]
 
 
-def _inner(rows: Tensor, stride: int, padding: int) -> Tensor:
-    """Of ``rows [T, C]`` the groups of ``stride`` that have all their rows: a view ``[T / stride - 1, stride * C]``.
+def _groups(rows: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``rows [T, C]`` taken ``stride`` at a time, from ``padding`` rows before the signal to beyond its end.
 
-    Group ``g`` begins at row ``g * stride - padding``; group 0 and the last lack rows at the signal's ends.
+    Returns:
+        the first group (zeros where rows are lacking) ``[1, stride * C]``; those that have all their rows, as a view
+        ``[T / stride - 1, stride * C]``; the last group, like the first.
     """
-    return rows[stride - padding : len(rows) - padding].view(-1, stride * rows.shape[1])
-
-
-def _ends(rows: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:
-    """The first and the last group, zeros where rows are lacking: ``[1, stride * C]`` each."""
     first, last = (rows.new_zeros(stride, rows.shape[1]) for _ in range(2))
     first[padding:] = rows[: stride - padding]
     last[:padding] = rows[len(rows) - padding :]
-    return first.view(1, -1), last.view(1, -1)
+    return first.view(1, -1), _inner(rows, stride, padding), last.view(1, -1)
 
 
-def _to_frames(out: Tensor, rows: Tensor, weight: Tensor, stride: int, padding: int) -> None:
-    """Add to frames ``out [F, O]`` what the strided convolution makes of ``rows [F * stride, C]``."""
+def _inner(rows: Tensor, stride: int, padding: int) -> Tensor:
+    return rows[stride - padding : len(rows) - padding].view(-1, stride * rows.shape[1])
+
+
+def _frames_into(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
+    """What the strided convolution makes of ``rows [N, F * stride, C]``, into ``out [N, F, O]``."""
     early, late = _halves(weight)
-    first, last = _ends(rows, stride, padding)
-    out[:1].addmm_(first, early)
-    out[-1:].addmm_(last, late)
-    inner = _inner(rows, stride, padding)
-    for start, end in _chunks(len(inner), max(inner.shape[1], out.shape[1])):
-        out[start + 1 : end + 1].addmm_(inner[start:end], early)
-        out[start:end].addmm_(inner[start:end], late)
+    frames = out.shape[1]
+    groups = [_groups(item, stride, padding) for item in rows]
+
+    def work(piece: Piece) -> None:
+        item, start, end = piece
+        first, inner, last = groups[item]  # frame f sees group f early and group f + 1 late; inner begins with group 1
+        mine = out[item, start:end]
+        if bias is None:
+            mine.zero_()
+        else:
+            mine.copy_(bias)
+        low, high = max(start, 1), min(end, frames - 1)
+        if low < end:
+            mine[low - start :].addmm_(inner[low - 1 : end - 1], early)
+        if start < high:
+            mine[: high - start].addmm_(inner[start:high], late)
+        if start == 0:
+            mine[:1].addmm_(first, early)
+        if end == frames:
+            mine[-1:].addmm_(last, late)
+
+    each(work, _pieces(len(out), frames, max(early.shape)))
 
 
-def _to_rows(rows: Tensor, frames: Tensor, weight: Tensor, stride: int, padding: int) -> None:
-    """The transpose of :func:`_to_frames`: write ``rows [F * stride, C]`` from ``frames [F, O]``."""
+def _rows_into(rows: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
+    """The transpose of :func:`_frames_into`: ``rows [N, F * stride, C]`` from ``frames [N, F, O]``."""
     early, late = (half.t() for half in _halves(weight))
-    inner = _inner(rows, stride, padding)
-    for start, end in _chunks(len(inner), max(inner.shape[1], frames.shape[1])):
-        torch.mm(frames[start + 1 : end + 1], early, out=inner[start:end])
-        inner[start:end].addmm_(frames[start:end], late)
-    width = rows.shape[1]
-    rows[: stride - padding] = (frames[:1] @ early).view(stride, width)[padding:]
-    rows[len(rows) - padding :] = (frames[-1:] @ late).view(stride, width)[:padding]
+    count, width = frames.shape[1], rows.shape[2]
+    grouped = None if bias is None else bias.repeat(stride)
+
+    def work(piece: Piece) -> None:
+        item, start, end = piece
+        mine, inner = frames[item], _inner(rows[item], stride, padding)
+        end = min(end, count - 1)
+        if start < end:
+            torch.mm(mine[start + 1 : end + 1], early, out=inner[start:end])
+            inner[start:end].addmm_(mine[start:end], late)
+            if grouped is not None:
+                inner[start:end] += grouped
+
+    each(work, _pieces(len(frames), count, max(early.shape)))
+    for item in range(len(frames)):
+        first = (frames[item, :1] @ early).view(stride, width)[padding:]
+        last = (frames[item, -1:] @ late).view(stride, width)[:padding]
+        rows[item, : stride - padding] = first if bias is None else first + bias
+        rows[item, rows.shape[1] - padding :] = last if bias is None else last + bias
 
 
-def _add_weight(d_weight: Tensor, rows: Tensor, frames: Tensor, stride: int, padding: int) -> None:
-    """Add to ``d_weight [2, stride * C, O]`` the derivative by the weight, which is the same for both directions."""
-    first, last = _ends(rows, stride, padding)
-    d_weight[0].addmm_(first.t(), frames[:1])
-    d_weight[1].addmm_(last.t(), frames[-1:])
-    inner = _inner(rows, stride, padding)
-    for start, end in _chunks(len(inner), max(inner.shape[1], frames.shape[1])):
-        d_weight[0].addmm_(inner[start:end].t(), frames[start + 1 : end + 1])
-        d_weight[1].addmm_(inner[start:end].t(), frames[start:end])
+def _strided_gradient(rows: Tensor, frames: Tensor, like: Tensor, stride: int, padding: int) -> Tensor:
+    """The derivative by the weight ``[O, C, 2 * stride]``, which is the same for both directions."""
+    count = frames.shape[1]
+    groups = [_groups(item, stride, padding) for item in rows]
 
+    def work(piece: Piece) -> Tensor:
+        item, start, end = piece
+        first, inner, last = groups[item]
+        mine, end = frames[item], min(end, count - 1)
+        gradient = rows.new_empty(2, inner.shape[1], frames.shape[2])
+        torch.mm(inner[start:end].t(), mine[start + 1 : end + 1], out=gradient[0])
+        torch.mm(inner[start:end].t(), mine[start:end], out=gradient[1])
+        if start == 0:
+            gradient[0].addmm_(first.t(), mine[:1])
+            gradient[1].addmm_(last.t(), mine[-1:])
+        return gradient
 
-def _as_weight(d_weight: Tensor, like: Tensor) -> Tensor:
-    return d_weight.view(like.shape[2], like.shape[1], like.shape[0]).permute(2, 1, 0)
+    width = max(frames.shape[2], stride * rows.shape[2])
+    total = torch.stack(each(work, _pieces(len(frames), count, width))).sum(dim=0)
+    return total.view(like.shape[2], like.shape[1], like.shape[0]).permute(2, 1, 0)
 
 
 class Downsample(torch.autograd.Function):
@@ -340,9 +383,8 @@ class Downsample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        out = x.new_empty(x.shape[0], x.shape[1] // stride, weight.shape[0]).copy_(bias)
-        for item in range(x.shape[0]):
-            _to_frames(out[item], x[item], weight, stride, padding)
+        out = x.new_empty(x.shape[0], x.shape[1] // stride, weight.shape[0])
+        _frames_into(out, x, weight, bias, stride, padding)
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, padding
         return out
@@ -350,12 +392,10 @@ class Downsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        d_out = gradients[0].contiguous()
-        d_x, d_weight = torch.empty_like(x), x.new_zeros(2, weight.shape[2] // 2 * weight.shape[1], weight.shape[0])
-        for item in range(x.shape[0]):
-            _to_rows(d_x[item], d_out[item], weight, *ctx.geometry)
-            _add_weight(d_weight, x[item], d_out[item], *ctx.geometry)
-        return d_x, _as_weight(d_weight, weight), d_out.sum(dim=(0, 1)), None, None
+        d_out, d_x = gradients[0].contiguous(), torch.empty_like(x)
+        _rows_into(d_x, d_out, weight, None, *ctx.geometry)
+        d_weight = _strided_gradient(x, d_out, weight, *ctx.geometry)
+        return d_x, d_weight, d_out.sum(dim=(0, 1)), None, None
 
 
 class Upsample(torch.autograd.Function):
@@ -364,9 +404,7 @@ class Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         out = x.new_empty(x.shape[0], x.shape[1] * stride, weight.shape[1])
-        for item in range(x.shape[0]):
-            _to_rows(out[item], x[item], weight, stride, padding)
-        out += bias
+        _rows_into(out, x, weight, bias, stride, padding)
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, padding
         return out
@@ -374,10 +412,7 @@ class Upsample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        d_out = gradients[0].contiguous()
-        d_x = torch.zeros_like(x)
-        d_weight = x.new_zeros(2, weight.shape[2] // 2 * weight.shape[1], weight.shape[0])
-        for item in range(x.shape[0]):
-            _to_frames(d_x[item], d_out[item], weight, *ctx.geometry)
-            _add_weight(d_weight, d_out[item], x[item], *ctx.geometry)
-        return d_x, _as_weight(d_weight, weight), d_out.sum(dim=(0, 1)), None, None
+        d_out, d_x = gradients[0].contiguous(), torch.empty_like(x)
+        _frames_into(d_x, d_out, weight, None, *ctx.geometry)
+        d_weight = _strided_gradient(d_out, x, weight, *ctx.geometry)
+        return d_x, d_weight, d_out.sum(dim=(0, 1)), None, None

@@ -18,19 +18,17 @@ from songbloom.vqvae.convolution import Convolution, upsample_and_project
 sizes = st.integers(1, 9)
 
 
-@pytest.fixture(autouse=True, params=["rows", "rows in small chunks", "images"], scope="module")
+@pytest.fixture(autouse=True, params=["rows", "rows in small pieces", "images"], scope="module")
 def path(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each way in which convolutions can go, whatever this machine would choose."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "images":
             patch.setattr(rows, "usable", lambda x: False)
-        elif request.param == "rows in small chunks":
-            patch.setattr(rows, "_chunks", _small_chunks)
+        elif request.param == "rows in small pieces":
+            patch.setattr(rows, "PIECE_NUMBERS", 7)
+            patch.setattr(rows, "SHORTEST_PIECE", 7)
+            patch.setattr(rows, "each", lambda work, pieces: [work(piece) for piece in pieces])  # threads: test_workers
         yield
-
-
-def _small_chunks(total: int, width: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(total, start + 7)) for start in range(0, total, 7))
 
 
 def _agree(module: nn.Module, reference: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -53,14 +51,14 @@ def _signal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 3), c=sizes, o=sizes, t=st.integers(1, 70), kernel=st.sampled_from([1, 3]), d=sizes, seed=sizes)
 def test_dilated(n: int, c: int, o: int, t: int, kernel: int, d: int, seed: int) -> None:
     conv = Convolution(c, o, kernel, padding=d * (kernel // 2), dilation=d)
     _agree(conv, lambda x: F.conv1d(x, conv.weight, conv.bias, 1, conv.padding, d), _signal(seed, n, c, t))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 3), c=sizes, o=sizes, t=st.integers(1, 20), stride=st.integers(2, 6), seed=sizes)
 def test_strided(n: int, c: int, o: int, t: int, stride: int, seed: int) -> None:
     down = downsampling_conv(c, o, stride)
@@ -69,7 +67,7 @@ def test_strided(n: int, c: int, o: int, t: int, stride: int, seed: int) -> None
     assert down(_signal(seed, n, c, t * stride)).shape == (n, o, t)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 3), c=sizes, o=sizes, t=st.integers(1, 20), stride=st.integers(2, 6), seed=sizes)
 def test_transposed(n: int, c: int, o: int, t: int, stride: int, seed: int) -> None:
     up = upsampling_conv(c, o, stride)
@@ -80,7 +78,7 @@ def test_transposed(n: int, c: int, o: int, t: int, stride: int, seed: int) -> N
     assert up(_signal(seed, n, c, t)).shape == (n, o, t * stride)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     n=st.integers(1, 2), c=sizes, t=st.integers(1, 60), depth=st.integers(0, 4), growth=st.integers(1, 4),
     reverse=st.booleans(), scaled=st.booleans(), m_conv=st.sampled_from([0.5, 1.0, 2.0]), seed=sizes,
@@ -114,7 +112,7 @@ class _Composed(nn.Module):
         return upsample_and_project(x, self.up, self.out)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(c=sizes, o=st.integers(1, 2), t=st.integers(1, 12), stride=st.integers(2, 6), bias=st.booleans(), seed=sizes)
 def test_upsampling_and_projecting_at_once(c: int, o: int, t: int, stride: int, bias: bool, seed: int) -> None:
     up, out = upsampling_conv(c, 5, stride), nn.Conv1d(5, o, 3, padding=1, bias=bias)

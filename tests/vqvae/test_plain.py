@@ -50,13 +50,14 @@ def _audio() -> Tensor:
     return torch.randn(2, 3000, 1, generator=torch.Generator().manual_seed(0)) * 0.3
 
 
-@pytest.fixture(params=["rows in small chunks", "rows at once", "images"])
+@pytest.fixture(params=["rows in small pieces", "rows at once", "images"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way in which convolutions can go, whatever this machine would choose."""
     if request.param == "images":
         monkeypatch.setattr(rows, "usable", lambda x: False)
     else:
-        monkeypatch.setattr(rows, "CHUNK_NUMBERS", 1 << 9 if "small" in request.param else 1 << 20)
+        monkeypatch.setattr(rows, "PIECE_NUMBERS", 1 << 9 if "small" in request.param else 1 << 20)
+        monkeypatch.setattr(rows, "SHORTEST_PIECE", 64)
     return request.param
 
 
