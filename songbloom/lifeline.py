@@ -180,10 +180,9 @@ class Lifeline:
         if self.rank == 0:
             self._first_error(status, text)
         else:
-            try:
+            with contextlib.suppress(OSError, KeyError):
                 _send(self._sockets[0], {"fail": status, "text": text})
-                self._answered.wait(timeout=3.0)
-            except (OSError, KeyError):
+            if not self._answered.wait(timeout=3.0):  # rank 0 is silent, so nobody else will say it
                 print(text, file=sys.stderr, flush=True)
         return status if self._status is None else self._status
 

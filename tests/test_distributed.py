@@ -153,8 +153,9 @@ DEATHS = [
 def test_a_killed_rank_ends_all(launcher: str, what: str, who: int, program: Path) -> None:
     done, seconds = launch(LAUNCHERS[launcher], program, what, who)
     assert done.returncode not in (0, None)
-    assert f"error: rank {who} " in done.stderr
-    assert "ended without a word" in done.stderr
+    # Whoever is first tells it: rank 0, or the launcher, which may have killed rank 0 before it could.
+    ours = f"error: rank {who} " in done.stderr and "ended without a word" in done.stderr
+    assert ours or "BAD TERMINATION" in done.stdout or "exitcode: -" in done.stderr, done.stderr
     assert seconds < 60, "something else than the lifeline ended it"
 
 
