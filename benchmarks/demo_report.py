@@ -8,18 +8,16 @@ Writes ``loss_{run}.svg`` for each training run, ``reconstruction.png`` (a song,
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import facts
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.machine import facts
 from songbloom.audio.files import read_audio
 from songbloom.audio.mel import log_mel, mel_picture, write_png
 from songbloom.audio.mix import to_mono

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import songbloom  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import os
 import platform
 import statistics
@@ -12,8 +13,6 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-
-import songbloom
 
 
 def facts() -> dict[str, Any]:

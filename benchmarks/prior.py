@@ -8,6 +8,7 @@ decoding (``fast``) and through the plain modules (``plain``). Any hyperparamete
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import json
 import statistics
 import sys

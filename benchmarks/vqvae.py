@@ -8,6 +8,7 @@ through PyTorch's own convolutions and STFTs (``plain``). Any hyperparameter may
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import json
 import sys
 from collections.abc import Callable, Sequence
