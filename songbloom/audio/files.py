@@ -9,13 +9,12 @@ context around it, however it is asked for.
 from __future__ import annotations
 
 import os
-import tempfile
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -24,6 +23,7 @@ from songbloom.audio.decoding import GRID, Source, SourceError
 from songbloom.audio.mix import match_channels
 from songbloom.audio.sources import open_source
 from songbloom.errors import UserError
+from songbloom.files import whole_file
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")
 
@@ -192,29 +192,3 @@ def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
         target.setsampwidth(2)
         target.setframerate(int(sample_rate))
         target.writeframes(whole.tobytes())
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write that appears at ``path`` when the block ends, or, if it fails, not at all.
-
-    Folders above it are made. It is written beside its place and renamed into it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's file mode mask: a temporary file is private, a result is as open as any other."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from songbloom.audio.files import whole_file
+from songbloom.files import whole_file
 
 _FLOOR_DB = -100.0  # of silence
 _RANGE_DB = 80.0  # what lies further below the loudest place is drawn black

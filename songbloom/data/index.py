@@ -23,10 +23,11 @@ import numpy as np
 
 from songbloom import distributed
 from songbloom.audio.decoding import Source, SourceError
-from songbloom.audio.files import ABSURD, length_at, whole_file
+from songbloom.audio.files import ABSURD, length_at
 from songbloom.audio.sources import open_source
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
+from songbloom.files import write_text
 
 FORMAT = 1  # of the cache file; another number makes it be built anew
 CACHE_NAME = ".songbloom_index.json"
@@ -211,9 +212,8 @@ class Cache:
         content = json.dumps({"format": FORMAT, "files": self._entries}, ensure_ascii=True, separators=(",", ":"))
         for place in self._places:
             try:
-                with whole_file(place) as file:
-                    file.write(content.encode("ascii"))
-            except OSError:
+                write_text(place, content)
+            except UserError:
                 continue
             self._changed = False
             return

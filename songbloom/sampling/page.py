@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from songbloom import __version__
-from songbloom.training.checkpoint import write_text
+from songbloom.files import write_text
 
 WAVE_BINS = 640  # columns of the waveform; about as many as a page is wide
 WAVE_HEIGHT = 100

@@ -28,6 +28,7 @@ from songbloom import __version__
 from songbloom.audio.files import write_wav
 from songbloom.audio.mel import mel_picture, write_png
 from songbloom.errors import UserError
+from songbloom.files import write_text
 from songbloom.sampling.page import LevelPage, PageItem, clock, wave_path, write_page
 from songbloom.training import checkpoint
 
@@ -252,7 +253,7 @@ class Run:
             "settings": self.settings,
             "took": {str(level): round(seconds, 3) for level, seconds in self.took.items()},
         }
-        checkpoint.write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _page(self, level: int, data: LevelData) -> LevelPage:
         items = [

@@ -9,19 +9,19 @@ were, and a ``.partial`` file that the next start removes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from songbloom.errors import UserError
+from songbloom.files import write_text, written_beside
 from songbloom.hyperparams import to_json
 
 FORMAT = 1
@@ -65,36 +65,6 @@ def plain(value: Any, where: str = "content") -> Any:
     raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds plain data only")
 
 
-@contextlib.contextmanager
-def _written_beside(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, safely on disk, when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or change the folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut, where the system allows it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def save(path: Path | str, content: Mapping[str, Any]) -> None:
     """Write ``content`` to ``path`` so that the file is either wholly the new one or still the old one.
 
@@ -103,17 +73,11 @@ def save(path: Path | str, content: Mapping[str, Any]) -> None:
         TypeError: ``content`` holds something other than plain data.
     """
     checked = plain(content)
-    with _written_beside(Path(path)) as temporary:
+    with written_beside(Path(path)) as temporary:
         try:
             torch.save(checked, temporary)
         except RuntimeError as error:  # torch's writer tells a full disk in this way
             raise OSError(str(error).splitlines()[0]) from error
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Write a small text file, atomically."""
-    with _written_beside(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def load(path: Path | str, *, verify: bool = True, mmap: bool = False) -> dict[str, Any]:
@@ -201,7 +165,7 @@ def save_in_run(folder: Path | str, content: Mapping[str, Any], *, keep: int = 0
     write_text(json_beside(path), text)
     if not numbered:
         return path
-    with _written_beside(latest) as temporary:
+    with written_beside(latest) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links

@@ -44,9 +44,9 @@ class Convolution(nn.Conv1d):
             return F.linear(frames, self.weight[:, 0], self.bias).transpose(1, 2)
         if self.bias is not None and rows.usable(x):
             if stride == 1:
-                return rows.Convolve.apply(_rows(x), self.weight, self.bias, dilation).transpose(1, 2)
+                return rows.convolve(_rows(x), self.weight, self.bias, dilation).transpose(1, 2)
             if x.shape[2] % stride == 0:
-                return rows.Downsample.apply(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
+                return rows.downsample(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
         image = F.conv2d(_as_image(x), self.weight.unsqueeze(2), self.bias, (1, stride), (0, padding), (1, dilation))
         return image.squeeze(2)
 
@@ -57,7 +57,7 @@ class TransposedConvolution(nn.ConvTranspose1d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         stride, padding = self.stride[0], int(self.padding[0])
         if self.bias is not None and rows.usable(x):
-            return rows.Upsample.apply(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
+            return rows.upsample(_rows(x), self.weight, self.bias, stride, padding).transpose(1, 2)
         image = F.conv_transpose2d(
             _as_image(x), self.weight.unsqueeze(2), self.bias, (1, stride), (0, padding), (0, self.output_padding[0])
         )

@@ -6,6 +6,9 @@ Nothing is copied or reordered for either. Rows go by in pieces: a piece stays i
 next, and each thread takes pieces of its own (:mod:`songbloom.vqvae.workers`). For long signals of few channels this is
 faster than PyTorch's own convolutions, above all in training (``benchmarks/vqvae.py`` measures both).
 
+Items of a batch that are shorter than a piece are laid end to end with rows of zeros between, which stand for the
+padding of both neighbours, so that few long products do the work of many short ones.
+
 What the pieces add up to is summed in their order, so results don't depend on which thread was faster.
 
 The references are ``torch.nn.functional.conv1d`` and ``conv_transpose1d`` (``tests/vqvae/test_convolution.py``).
@@ -54,7 +57,66 @@ def _pieces(items: int, total: int, width: int) -> list[Piece]:
     return [Piece(i, start, min(total, start + rows)) for i in range(items) for start in range(0, total, rows)]
 
 
+def _end_to_end(x: Tensor, gap: int, width: int) -> tuple[Tensor, int]:
+    """Items of ``x [N, T, C]`` laid end to end with ``gap`` rows of zeros after each, if that pays.
+
+    Returns:
+        ``[1, N * (T + gap), C]`` and ``T + gap``, or ``x`` itself and ``T``.
+    """
+    items, total, channels = x.shape
+    if items == 1 or gap > total // 4 or total >= _piece_rows(items * total, width):
+        return x, total
+    return Lay.apply(x, gap).view(1, -1, channels), total + gap
+
+
+def _apart(x: Tensor, items: int, length: int) -> Tensor:
+    """The items again: what :func:`_end_to_end` did, undone for a result of ``length`` rows an item."""
+    return x if len(x) == items else Lift.apply(x.view(items, -1, x.shape[2]), length)
+
+
+def _laid(x: Tensor, total: int) -> Tensor:
+    out = x.new_empty(len(x), total, x.shape[2])
+    out[:, : x.shape[1]] = x
+    out[:, x.shape[1] :] = 0
+    return out
+
+
+class Lay(torch.autograd.Function):
+    """``gap`` rows of zeros after each item, without writing the rest twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gap: int) -> Tensor:
+        ctx.length = x.shape[1]
+        return _laid(x, x.shape[1] + gap)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][:, : ctx.length].contiguous(), None
+
+
+class Lift(torch.autograd.Function):
+    """The transpose of :class:`Lay`: the first ``length`` rows of each item."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: int) -> Tensor:
+        ctx.total = x.shape[1]
+        return x[:, :length].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _laid(gradients[0], ctx.total), None
+
+
 # ---------------------------------------------------------------------------------------------------- stride 1
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """Convolution of stride 1 and odd kernel, padded to its own length.
+
+    ``x [N, T, C]``, ``weight [O, C, K]`` (as ``nn.Conv1d``), ``bias [O]`` → ``[N, T, O]``.
+    """
+    laid, _ = _end_to_end(x, weight.shape[2] // 2 * dilation, max(weight.shape[:2]))
+    return _apart(Convolve.apply(laid, weight, bias, dilation), *x.shape[:2])
 
 
 def _shifts(taps: int, dilation: int) -> list[int]:
@@ -107,10 +169,7 @@ def _taps_back(weight: Tensor) -> Tensor:
 
 
 class Convolve(torch.autograd.Function):
-    """Convolution of stride 1 and odd kernel, padded to its own length.
-
-    ``x [N, T, C]``, ``weight [O, C, K]`` (as ``nn.Conv1d``), ``bias [O]`` → ``[N, T, O]``.
-    """
+    """See :func:`convolve`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
@@ -160,18 +219,39 @@ def residual_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations:
     """
     if not weights:
         return x
-    rows = _piece_rows(x.shape[1], max(weights[0][0].shape[:2]))
+    items, length, width = len(x), x.shape[1], max(weights[0][0].shape[:2])
+    x, period = _end_to_end(x, max(dilations), width)
+    rows = _piece_rows(x.shape[1], width)
     begin, reach = 0, 0
     for index, dilation in enumerate(dilations):
         reach += dilation
         if index > begin and rows < x.shape[1] and reach > rows // 16:
-            x = _apply_blocks(x, weights[begin:index], dilations[begin:index], scale)
+            x = _apply_blocks(x, (length, period), weights[begin:index], dilations[begin:index], scale)
             begin, reach = index, dilation
-    return _apply_blocks(x, weights[begin:], dilations[begin:], scale)
+    return _apart(_apply_blocks(x, (length, period), weights[begin:], dilations[begin:], scale), items, length)
 
 
-def _apply_blocks(x: Tensor, weights: Sequence[tuple[Tensor, ...]], dilations: Sequence[int], scale: float) -> Tensor:
-    return ResidualBlocks.apply(x, tuple(dilations), scale, *(tensor for block in weights for tensor in block))
+def _apply_blocks(
+    x: Tensor,
+    layout: tuple[int, int],
+    weights: Sequence[tuple[Tensor, ...]],
+    dilations: Sequence[int],
+    scale: float,
+) -> Tensor:
+    flat = (tensor for block in weights for tensor in block)
+    return ResidualBlocks.apply(x, layout, tuple(dilations), scale, *flat)
+
+
+def _clear_gaps(rows: Tensor, first: int, layout: tuple[int, int]) -> None:
+    """Put zeros between the items in ``rows``, which begin at row ``first``.
+
+    ``layout`` is an item's length, and how far apart items begin.
+    """
+    length, period = layout
+    if length == period:
+        return
+    for item in range(first // period, (first + len(rows)) // period + 1):
+        rows[max(0, item * period + length - first) : max(0, (item + 1) * period - first)].zero_()
 
 
 def _rectified(rows: Tensor, first: int, low: int, high: int, dilation: int, total: int) -> tuple[Tensor, int]:
@@ -187,11 +267,15 @@ def _rectified(rows: Tensor, first: int, low: int, high: int, dilation: int, tot
 class ResidualBlocks(torch.autograd.Function):
     """Some residual blocks at once (see :func:`residual_blocks`).
 
-    Keeps each block's input and hidden rows for the derivative, and makes the rectified input again.
+    Keeps each block's input and hidden rows for the derivative, and makes the rectified input again. Where items lie
+    end to end, a block's output is cleared between them, which is all that the backward pass needs, too: the gradient
+    there is zero on its way in, and stays so.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dilations: tuple[int, ...], scale: float, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layout: tuple[int, int], dilations: tuple[int, ...], scale: float, *weights: Tensor
+    ) -> Tensor:
         learning, count, total = any(ctx.needs_input_grad), len(dilations), x.shape[1]
         width, hidden_width = x.shape[2], weights[0].shape[0]
         # Where learning, what every block gets and what it hides; pieces write their own rows only.
@@ -219,6 +303,7 @@ class ResidualBlocks(torch.autograd.Function):
                 last = index == count - 1
                 result = out[item, low:high] if last else scratch(f"result {index % 2}", high - low, width)
                 torch.add(current[low - first : high - first], added, out=result).addmm_(inner, mix, alpha=scale)
+                _clear_gaps(result, low, layout)
                 if learning and not last:
                     kept[index][item, start:end] = result[own]
                 current, first = result, low
@@ -273,7 +358,7 @@ class ResidualBlocks(torch.autograd.Function):
         of_blocks = [
             (taps[i].permute(2, 1, 0), bias[i], scale * mix[i][:, :, None], scale * added[i]) for i in range(count)
         ]
-        return d_x, None, None, *(gradient for block in of_blocks for gradient in block)
+        return d_x, None, None, None, *(gradient for block in of_blocks for gradient in block)
 
 
 # ---------------------------------------------------------------------------------------------------- strided
@@ -375,11 +460,23 @@ def _strided_gradient(rows: Tensor, frames: Tensor, like: Tensor, stride: int, p
     return total.view(like.shape[2], like.shape[1], like.shape[0]).permute(2, 1, 0)
 
 
-class Downsample(torch.autograd.Function):
+def downsample(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Convolution of kernel ``2 * stride``: ``x [N, F * stride, C]``, ``weight [O, C, 2 * stride]`` → ``[N, F, O]``.
 
     ``padding`` zeros stand before the signal and ``stride - padding`` after it.
     """
+    laid, _ = _end_to_end(x, stride, max(weight.shape[:2]))
+    return _apart(Downsample.apply(laid, weight, bias, stride, padding), len(x), x.shape[1] // stride)
+
+
+def upsample(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """The transpose of :func:`downsample`: ``x [N, F, O]``, ``weight [O, C, 2 * stride]`` → ``[N, F * stride, C]``."""
+    laid, _ = _end_to_end(x, 1, max(weight.shape[0], stride * weight.shape[1]))
+    return _apart(Upsample.apply(laid, weight, bias, stride, padding), len(x), x.shape[1] * stride)
+
+
+class Downsample(torch.autograd.Function):
+    """See :func:`downsample`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -399,7 +496,7 @@ class Downsample(torch.autograd.Function):
 
 
 class Upsample(torch.autograd.Function):
-    """The transpose of :class:`Downsample`: ``x [N, F, O]``, ``weight [O, C, 2 * stride]`` → ``[N, F * stride, C]``."""
+    """See :func:`upsample`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:

@@ -25,8 +25,8 @@ def path(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.param == "images":
             patch.setattr(rows, "usable", lambda x: False)
         elif request.param == "rows in small pieces":
-            patch.setattr(rows, "PIECE_NUMBERS", 7)
-            patch.setattr(rows, "SHORTEST_PIECE", 7)
+            patch.setattr(rows, "PIECE_NUMBERS", 16)
+            patch.setattr(rows, "SHORTEST_PIECE", 16)  # items up to 15 rows lie end to end
             patch.setattr(rows, "each", lambda work, pieces: [work(piece) for piece in pieces])  # threads: test_workers
         yield
 

@@ -33,12 +33,12 @@ from typing import Any, NoReturn
 import soundfile
 
 from songbloom import __version__
-from songbloom.audio.files import whole_file
 from songbloom.data.prepare.sung.render import GENERATOR_VERSION, Recipe, folder_of, is_complete, render_song
 from songbloom.data.prepare.sung.styles import STYLES
 from songbloom.data.prepare.sung.unusable import UnusableRendering
 from songbloom.data.prepare.sung.voices import SAMPLE_RATE, VOICES, Voice, choose_voices
 from songbloom.errors import UserError, did_you_mean
+from songbloom.files import write_text
 
 _SHORTEST, _LONGEST = 5.0, 300.0
 _voices: dict[str, Voice] = {}  # voices loaded in this process; loading one takes longer than a phrase
@@ -231,8 +231,7 @@ def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict
     """Write ``songs.jsonl`` and ``manifest.json`` from the songs on disk; returns what their ``song.json`` say."""
     songs = [json.loads((folder_of(output_dir, i) / "song.json").read_text(encoding="utf-8")) for i in done]
     rows = (json.dumps(_line_of(about, about["idx"]), ensure_ascii=False) + "\n" for about in songs)
-    with whole_file(output_dir / "songs.jsonl") as file:
-        file.write("".join(rows).encode("utf-8"))
+    write_text(output_dir / "songs.jsonl", "".join(rows))
     voices = {about["voice"] for about in songs}
     manifest = {
         "what": "sung Japanese songs rendered by songbloom.data.prepare.sung_corpus",
@@ -255,8 +254,7 @@ def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict
         "words_and_music": "words and generated music: songbloom, Apache-2.0",
         "packages": _packages(),
     }
-    with whole_file(output_dir / "manifest.json") as file:
-        file.write((json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+    write_text(output_dir / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     return songs
 
 

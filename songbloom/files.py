@@ -1,0 +1,61 @@
+"""Files that appear whole: written beside their place, safely on disk, then renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from songbloom.errors import UserError
+
+
+@contextlib.contextmanager
+def written_beside(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends, or, if it fails, vanishes.
+
+    Folders above it are made. A process that is killed meanwhile leaves ``path`` as it was, and a hidden file that ends
+    in ``.partial``.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission); what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); free space or change the folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which is at ``path`` when the block has ended; as :func:`written_beside`."""
+    with written_beside(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file; as :func:`written_beside`."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut, where the system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
