@@ -182,6 +182,7 @@ def make_model(
     *,
     checkpoints: Mapping[str, str] | None = None,
     restored: bool = True,
+    vqvae: VQVAE | None = None,
 ) -> tuple[VQVAE, list[Prior]]:
     """A whole model for sampling: its codec and its priors, restored.
 
@@ -195,6 +196,7 @@ def make_model(
         levels: levels whose priors are wanted; by default all.
         checkpoints: name of a set → the file (or published address) with its weights.
         restored: False leaves the weights random, to measure or to test.
+        vqvae: the model's codec, where it has been loaded already.
 
     Returns:
         The codec and the priors of the wanted levels, finest first.
@@ -222,7 +224,7 @@ def make_model(
         raise UserError(
             f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
         )
-    vqvae = make_vqvae(codec_hps, device)
+    vqvae = vqvae or make_vqvae(codec_hps, device)
     priors = [make_prior(merged((codec_set, prior_sets[level]), "restore_prior"), vqvae, device) for level in wanted]
     for level, prior in zip(wanted, priors, strict=True):
         if prior.level != level:

@@ -67,7 +67,7 @@ def prepare(options: Hyperparams) -> Job:
     vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=files)
 
     def load_prior(level: int) -> Prior:
-        _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=files)
+        _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=files, vqvae=vqvae)
         return prior
 
     length, codes = request.beginning(options, vqvae, to_write)

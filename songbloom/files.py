@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from songbloom.errors import UserError
 
@@ -49,6 +49,45 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a small text file; as :func:`written_beside`."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+_held: dict[Path, IO[str]] = {}  # locks of this process, until it ends
+
+
+def hold(folder: str | Path, *, busy: str, instead: str) -> None:
+    """Make ``folder`` and keep other processes from holding it until this one ends.
+
+    Where the system or the file system has no locks, nobody is kept out.
+
+    Args:
+        folder: which.
+        busy: what another process would be doing there, for the message.
+        instead: the option that names another folder, for the message.
+
+    Raises:
+        UserError: it cannot be written, or another process holds it.
+    """
+    folder = Path(folder)
+    if folder in _held:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {instead}") from error
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # no such locks on Windows
+        pass
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder}: another process is {busy} there; wait for it, or choose another {instead}"
+        ) from error
+    except OSError:  # some network file systems have no locks
+        pass
+    _held[folder] = lock
 
 
 def _sync_folder(folder: Path) -> None:

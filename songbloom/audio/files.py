@@ -180,6 +180,7 @@ def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
 
     Raises:
         ValueError: another shape.
+        UserError: it cannot be written; what was there before is untouched.
     """
     samples = np.asarray(audio)
     samples = samples[:, None] if samples.ndim == 1 else samples

@@ -28,7 +28,7 @@ from songbloom import __version__
 from songbloom.audio.files import write_wav
 from songbloom.audio.mel import mel_picture, write_png
 from songbloom.errors import UserError
-from songbloom.files import write_text
+from songbloom.files import hold, write_text
 from songbloom.sampling.page import LevelPage, PageItem, clock, wave_path, write_page
 from songbloom.training import checkpoint
 
@@ -122,7 +122,7 @@ class Run:
     """The folder of one run. Only rank 0 has one.
 
     Args:
-        folder: where; made when the first level is written.
+        folder: where; made when the run is opened.
         settings: everything that decides what is written, as plain data; a folder with other settings is refused.
         sample_rate: Hz.
         facts: (word, value) pairs for the head of every page.
@@ -161,8 +161,9 @@ class Run:
             The levels that this run has written before, whole.
 
         Raises:
-            UserError: the folder holds another run, or cannot be read or emptied.
+            UserError: the folder holds another run, is being written by one, or cannot be read, written or emptied.
         """
+        hold(self.folder, busy="sampling", instead="--name")
         record = self.folder / RECORD
         ours = [*self.folder.glob("level_[0-9]*"), *self.folder.glob("index.html"), *self.folder.glob(RECORD)]
         if overwrite:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from songbloom import distributed
 from songbloom.errors import UserError
+from songbloom.files import hold
 from songbloom.hyperparams import compare_architecture
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
@@ -41,36 +42,14 @@ def restore_key(kind: str) -> str:
     return "restore_prior" if kind == "prior" else "restore_vqvae"
 
 
-_held: dict[Path, IO[str]] = {}  # locks of this process, until it ends
-
-
 def claim(folder: Path) -> None:
     """Make the run's folder and hold its lock until this process ends (rank 0; the others wait for it).
 
     Raises:
         UserError: it cannot be written, or another process is training there.
     """
-    if distributed.world().is_main and folder not in _held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("w")
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); choose another --local_logdir or --name"
-            ) from error
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on Windows
-            pass
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another process is training there; wait for it, or choose another --name"
-            ) from error
-        except OSError:  # some network file systems have no locks
-            pass
-        _held[folder] = lock
+    if distributed.world().is_main:
+        hold(folder, busy="training", instead="--name or --local_logdir")
     distributed.barrier()
 
 

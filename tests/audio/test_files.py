@@ -490,7 +490,7 @@ def _mask() -> int:
 def test_write_wav_is_all_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken.wav").mkdir()
     (tmp_path / "taken.wav" / "inside").touch()
-    with pytest.raises(OSError, match="taken"):
+    with pytest.raises(UserError, match="taken"):
         write_wav(tmp_path / "taken.wav", np.zeros(10), 8000)
     assert [path.name for path in tmp_path.iterdir()] == ["taken.wav"]
     with pytest.raises(ValueError, match="audio to write"):
