@@ -620,18 +620,18 @@ HPARAMS_REGISTRY["cpu_ema"] = Hyperparams(ema=True, cpu_ema=True, cpu_ema_freq=1
 HPARAMS_REGISTRY["demo_vqvae"] = Hyperparams(
     sr=16000,
     levels=2,
-    downs_t=(3, 1),
-    strides_t=(4, 2),  # 64 and 128 samples a code: 250 and 125 codes a second
+    downs_t=(2, 1),
+    strides_t=(8, 2),  # 64 and 128 samples a code: 250 and 125 codes a second
     emb_width=64,
-    l_bins=512,
+    l_bins=256,
     commit=0.02,
     loss_fn="l2",
     width=48,
     depth=3,
     dilation_growth_rate=3,
-    sample_length=16384,
-    bs=4,
-    lr=0.001,
+    sample_length=4096,  # many short pieces of many songs teach more in a minute than few long ones
+    bs=8,
+    lr=0.002,
     lr_warmup=20.0,
     mu=0.99,  # some hundreds of steps are all there is: a longer average would still be near the start
     labels=False,
@@ -642,9 +642,13 @@ _demo_transformer = Hyperparams(
     labels=False,
     heads=2,
     attn_order=2,
-    prior_width=256,
-    init_scale=0.7,
-    lr=0.001,
+    # In three minutes a small model that sees everything many times learns more than a large one that doesn't.
+    prior_width=128,
+    prior_depth=4,
+    n_ctx=1024,
+    blocks=32,
+    init_scale=1.0,
+    lr=0.005,
     lr_warmup=50.0,
     mu=0.99,
     aug_shift=True,
@@ -652,16 +656,11 @@ _demo_transformer = Hyperparams(
     bs=4,
     restore_vqvae="logs/demo_vqvae/checkpoint_latest.pth.tar",
 )
-HPARAMS_REGISTRY["demo_prior"] = Hyperparams(
-    level=1, n_ctx=1024, blocks=32, prior_depth=6, sample_length=1024 * 128, **_demo_transformer
-)
+HPARAMS_REGISTRY["demo_prior"] = Hyperparams(level=1, sample_length=1024 * 128, **_demo_transformer)
 HPARAMS_REGISTRY["demo_upsampler"] = Hyperparams(
     level=0,
-    n_ctx=1024,
-    blocks=32,
-    prior_depth=6,
     sample_length=1024 * 64,
-    cond_width=128,
+    cond_width=64,
     cond_depth=4,
     cond_dilation_growth_rate=3,
     **_demo_transformer,

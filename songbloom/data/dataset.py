@@ -101,7 +101,6 @@ class ChunkDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         songs: the split's songs, with what is known about each and their total length in samples at ``sr``.
-        replaced: items that this process read from another place because their own could not be read.
     """
 
     def __init__(self, hps: Mapping[str, Any], split: str = "train") -> None:
@@ -116,7 +115,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
             )
         if self.channels not in (1, 2):
             raise UserError(f"channels={self.channels}: songs are read with 1 or 2 channels and mixed to mono")
-        self.seed, self.epoch = int(hps.get("seed", 0)), 0
+        self.seed = int(hps.get("seed", 0))
         self.shifts = bool(hps.get("aug_shift")) and split == "train"
         self.blends = bool(hps.get("aug_blend")) and split == "train" and self.channels == 2
         minimum, maximum = duration_limits(hps)
@@ -144,18 +143,13 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 "leaves none: lower --train_test_split or add songs"
             )
         self._ends = np.cumsum([song.total_length for song in self.songs], dtype=np.int64)
-        self.replaced = 0
         self._warned: set[Path] = set()
 
     def __len__(self) -> int:
         return chunk_count([song.total_length for song in self.songs], self.sample_length)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose shifts and blends ``self[i]`` draws."""
-        self.epoch = epoch
-
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """One chunk.
+        """One chunk, as it is in epoch 0 (:meth:`item` reads those of any epoch).
 
         Returns:
             ``audio`` float32 ``[sample_length, 1]``; ``song``, a position in ``.songs``; ``offset`` in that song, in
@@ -164,10 +158,10 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         Raises:
             UserError: neither this item nor any of many others can be read.
         """
-        return self.item(self.epoch, item)
+        return self.item(0, item)
 
     def item(self, epoch: int, item: int) -> dict[str, Any]:
-        """``self[item]`` as it is in the given epoch."""
+        """A chunk as it is in the given epoch; as ``self[item]``."""
         if not -len(self) <= item < len(self):
             raise IndexError(f"item {item} of {len(self)}")
         item %= len(self)
@@ -182,9 +176,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 self._warn(self.songs[song].song.path, problem)
                 chosen = int(self._draws(_REPLACEMENT, epoch, item, attempt).integers(len(self)))
                 continue
-            replaced = int(chosen != item or attempt > 0)
-            self.replaced += replaced
-            return {"audio": audio, "song": song, "offset": offset, "replaced": replaced}
+            return {"audio": audio, "song": song, "offset": offset, "replaced": int(attempt > 0)}
         raise UserError(
             f"{_ATTEMPTS} chunks in a row cannot be read, the last because of {problem}; is the data still there?"
         )

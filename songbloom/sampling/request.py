@@ -22,7 +22,10 @@ _A_LEVEL = "one value, or one a level from level 0 (the finest) up"
 
 
 def knobs(models: Iterable[str]) -> Knobs:
-    """The options of ``sample.py``, which knows models of these names."""
+    """The options of ``sample.py``, which knows models of these names.
+
+    It is long because it is a table: a line or two an option, in the order of ``--help``.
+    """
     return Knobs(
         group(
             "what",

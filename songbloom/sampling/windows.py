@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from songbloom.errors import UserError
 
@@ -122,18 +119,3 @@ def batches(items: int, largest: int) -> Iterator[slice]:
         raise ValueError(f"a batch holds at least one item, not {largest}")
     for start in range(0, items, largest):
         yield slice(start, min(start + largest, items))
-
-
-def split_batch(value: Any, items: int, largest: int) -> list[Any]:
-    """``value`` cut along its first axis, a part for each of :func:`batches`.
-
-    Args:
-        value: a tensor ``[items, …]``, None (a None for each part), or a list of tensors (a list for each part).
-    """
-
-    def take(value: Any, part: slice) -> Any:
-        if value is None:
-            return None
-        return value[part] if isinstance(value, torch.Tensor) else [take(each, part) for each in value]
-
-    return [take(value, part) for part in batches(items, largest)]

@@ -152,6 +152,9 @@ class Trainer:
             first = list(itertools.islice(batches, 1))
         for batch in itertools.chain(first, batches):
             yield batch["audio"].to(self.world.device, non_blocking=True)
+        replaced = int(distributed.all_reduce_(torch.tensor(loader.replaced, device=self.world.device)))
+        if replaced:
+            self.progress.say(f"epoch {epoch}: {replaced} chunks could not be read; others stood in")
 
     # ----------------------------------------------------------------------------------------------- one step
 

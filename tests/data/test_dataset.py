@@ -123,8 +123,8 @@ def test_shifts_depend_on_seed_epoch_and_item_alone(folder: Path) -> None:
     plain = ChunkDataset(_hps(folder))
     places = {epoch: [dataset.place(epoch, i)[:2] for i in range(len(dataset))] for epoch in (0, 1)}
     assert places[0] != places[1]
-    dataset.set_epoch(1)
-    backwards = [(item["song"], item["offset"]) for item in (dataset[i] for i in reversed(range(len(dataset))))]
+    items = (dataset.item(1, i) for i in reversed(range(len(dataset))))
+    backwards = [(item["song"], item["offset"]) for item in items]
     assert backwards[::-1] == places[1]
     again = ChunkDataset(_hps(folder, aug_shift=True))
     assert [again.place(1, i)[:2] for i in range(len(again))] == places[1]
@@ -253,7 +253,6 @@ def test_a_file_that_goes_bad_is_replaced(harm: str, fragile: Path, capsys: pyte
             assert after["audio"].shape == (LENGTH, 1)
         else:
             assert np.array_equal(before["audio"], after["audio"])
-    assert dataset.replaced == len(lost)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert warnings[0].startswith(f"warning: {victim}: ")

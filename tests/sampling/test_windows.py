@@ -90,13 +90,3 @@ def test_batches_cover_the_items(items: int, largest: int) -> None:
     parts = list(windows.batches(items, largest))
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(items))
     assert all(part.stop - part.start == largest for part in parts[:-1])
-
-
-def test_split_batch_cuts_tensors_lists_and_nothing() -> None:
-    a, b = torch.arange(10).view(5, 2), torch.arange(15).view(5, 3)
-    assert torch.equal(torch.cat(windows.split_batch(a, 5, 3)), a)
-    assert windows.split_batch(None, 5, 3) == [None, None]
-    first, second, third = windows.split_batch([a, b], 5, 2)
-    assert torch.equal(first[0], a[:2])
-    assert torch.equal(second[1], b[2:4])
-    assert [tuple(part.shape) for part in third] == [(1, 2), (1, 3)]
