@@ -1,0 +1,131 @@
+"""Vocabularies: which tokens words are made of.
+
+==============  =======================================================================================
+``v2``, ``v3``  characters of ASCII text, as the published Jukebox models know them
+``ja_kana``     Japanese, one token a mora of the reading (``キョ``, ``ー``, ``ッ``)
+``ja_phonemes`` Japanese, one token a phoneme in Open JTalk's names (``ky``, ``o``, ``cl``, ``N``)
+==============  =======================================================================================
+
+The Japanese ones also have structure tags (``[verse]``), line ends, ``, . ! ?``, and Latin letters for English words
+that are kept as they are. Token 0 is padding. Nothing is dropped in silence: see :class:`Tokens` ``.problems``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+from songbloom.errors import UserError, did_you_mean
+from songbloom.lyrics.tokens import Places, Problem, Tokens
+
+__all__ = ["ENGLISH_RULES", "NAMES", "READINGS", "Problem", "Tokens", "Vocabulary", "vocabulary"]
+
+EnglishRule = Literal["katakana", "letters", "keep"]
+ReadingRule = Literal["auto", "dictionary", "kana"]
+ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep")
+"""What becomes of English words in a Japanese song: read as Japanese, spelled out, or kept letter by letter."""
+READINGS: tuple[ReadingRule, ...] = ("auto", "dictionary", "kana")
+"""How Japanese is read: by Open JTalk (``auto``: if it is installed or the text needs it), or as its kana stand."""
+NAMES = ("v2", "v3")
+"""Names that :func:`vocabulary` knows."""
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_V2 = _LETTERS + "0123456789" + ".,:;!?-+'\"()[]" + " \t\n"
+
+
+class Vocabulary(ABC):
+    """Tokens and what they stand for.
+
+    Attributes:
+        name: as given to :func:`vocabulary`.
+        symbols: what each id stands for; id 0 is padding, an empty string.
+        n_vocab: number of ids.
+    """
+
+    def __init__(self, name: str, symbols: Sequence[str]) -> None:
+        self.name = name
+        self.symbols = tuple(symbols)
+        self.n_vocab = len(self.symbols)
+        self._id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    @property
+    def is_japanese(self) -> bool:
+        """Whether texts are read as Japanese."""
+        return False
+
+    @abstractmethod
+    def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
+        """Tokens of a song's words.
+
+        Args:
+            text: words, lines, structure tags.
+            english: what becomes of English words in Japanese; v2 and v3 do not need it.
+            reading: how Japanese is read; v2 and v3 do not need it.
+
+        Raises:
+            UserError: an unknown rule, or a Japanese text that cannot be read without a package that is missing.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; padding is nothing.
+
+        Raises:
+            UserError: an id that the vocabulary does not have.
+        """
+        return "".join(self._symbols_of(ids))
+
+    def _symbols_of(self, ids: Sequence[int]) -> list[str]:
+        for index in ids:
+            if not 0 <= index < self.n_vocab:
+                raise UserError(f"vocabulary {self.name} has no token {index}; it has 0 to {self.n_vocab - 1}")
+        return [self.symbols[index] for index in ids]
+
+
+class CharacterVocabulary(Vocabulary):
+    """One token a character of the text in ASCII; what has no token is left out and named."""
+
+    def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
+        _check_rules(english, reading)
+        from songbloom.lyrics.plain_ascii import ascii_of
+
+        places = Places(text)
+        characters: list[str] = []
+        spans: list[tuple[int, int]] = []
+        for position, character in enumerate(text):
+            known = [c for c in ascii_of(character).replace("\\", "\n") if c in self._id_of]
+            if not known:
+                places.note(position, character, f"has no letters in vocabulary {self.name} and is left out")
+            characters += known
+            spans += [(position, position + 1)] * len(known)
+        return Tokens(
+            ids=tuple(self._id_of[c] for c in characters),
+            symbols=tuple(characters),
+            spans=tuple(spans),
+            text=text,
+            cleaned="".join(characters),
+            problems=places.problems(),
+        )
+
+
+@lru_cache(maxsize=len(NAMES))
+def vocabulary(name: str) -> Vocabulary:
+    """The vocabulary called ``name``.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name == "v2":
+        return CharacterVocabulary(name, ("", *_V2))
+    if name == "v3":
+        return CharacterVocabulary(name, ("", *_V2.replace("+", "")))
+    raise UserError(f"no vocabulary {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
+
+
+def _check_rules(english: str, reading: str) -> None:
+    for what, value, options in (("english", english, ENGLISH_RULES), ("reading", reading, READINGS)):
+        if value not in options:
+            raise UserError(
+                f"{what} is {value!r}{did_you_mean(value, options)}; it must be one of {', '.join(options)}"
+            )
