@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +118,14 @@ def load_codec(path: Path) -> tuple[VQVAE, Hyperparams]:
     return vqvae.eval(), hps
 
 
-def test_chunks(hps: Hyperparams, number: int, **data: Any) -> list[torch.Tensor]:
-    """Up to ``number`` chunks ``[T, 1]`` of songs that training did not see."""
-    dataset = ChunkDataset(Hyperparams(hps, **data), split="test")
-    return [torch.as_tensor(dataset[index]["audio"]) for index in range(min(number, len(dataset)))]
+def test_chunks(hps: Hyperparams, number: int, seconds: float = 4, **data: Any) -> list[torch.Tensor]:
+    """Up to ``number`` chunks ``[T, 1]``, spread evenly over the songs that training did not see."""
+    top = VQVAEConfig.from_hps({**hps, "sample_length": 0}).hop_lengths[-1]
+    length = int(seconds * hps.sr) // top * top
+    with contextlib.redirect_stdout(sys.stderr):  # what it tells about the data; the report alone is JSON
+        dataset = ChunkDataset(Hyperparams(hps, sample_length=length, **data), split="test")
+    chosen = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int)
+    return [torch.as_tensor(dataset[int(index)]["audio"]) for index in chosen]
 
 
 @torch.no_grad()
@@ -129,7 +135,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("demo/corpus"))
     parser.add_argument("--samples", type=Path, default=Path("demo/samples"))
     parser.add_argument("--output", type=Path, default=Path("docs/demo"))
+    parser.add_argument("--codec", type=Path, help="only tell the figures of this codec's checkpoint, on its own data")
     arguments = parser.parse_args()
+    if arguments.codec:
+        vqvae, hps = load_codec(arguments.codec)
+        print(json.dumps({"machine": facts(), "codec": codec_figures(vqvae, test_chunks(hps, 64), hps.sr)}, indent=1))
+        return
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     report: dict[str, Any] = {"machine": facts(), "runs": {}}

@@ -31,9 +31,10 @@ def each(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Resul
     Results come in the order of the pieces, whichever was finished first. One piece, or one thread, runs right here.
     """
     pieces, threads = list(pieces), torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
 
     def without_gradients(piece: Piece) -> Result:
-        with torch.no_grad():  # which is each thread's own setting
+        with torch.inference_mode(inference), torch.no_grad():  # which are each thread's own settings
             return work(piece)
 
     if len(pieces) == 1 or threads == 1:
@@ -48,7 +49,8 @@ def scratch(name: str, *shape: int) -> Tensor:
     for length in shape:
         size *= length
     if name not in kept or kept[name].numel() < size:
-        kept[name] = torch.empty(size)
+        with torch.inference_mode(False):  # or it could not be used outside inference mode
+            kept[name] = torch.empty(size)
     return kept[name][:size].view(shape)
 
 

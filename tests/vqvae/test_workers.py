@@ -79,3 +79,17 @@ def test_the_same_numbers_to_the_bit_every_time(monkeypatch: pytest.MonkeyPatch)
     torch.set_num_threads(1)
     for one, other in zip(gradients(), first, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_inference_mode_holds_in_all_threads_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "PIECE_NUMBERS", 1 << 10)
+    monkeypatch.setattr(rows, "SHORTEST_PIECE", 32)
+    torch.set_num_threads(2)
+    block = DownsamplingBlock(1, 8, down_t=2, stride_t=2, width=16, depth=3)
+    reset_convolutions(block, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 1, 4096, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        first = block(x)
+    with torch.no_grad():
+        again = block(x)
+    assert torch.equal(first, again) and torch.equal(block(x), again)
