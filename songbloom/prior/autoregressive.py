@@ -107,6 +107,14 @@ class AutoregressiveModel(nn.Module):
             raise RuntimeError("this model was built without y_cond, so it takes none")
         return self.start.expand(batch, 1, -1)
 
+    def _inputs(self, tokens: Tensor, x_cond: Tensor | None, y_cond: Tensor | None) -> Tensor:
+        """What the transformer is fed: [N, n_ctx, W]."""
+        if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx:
+            raise UserError(f"tokens of shape {list(tokens.shape)}: this model takes [batch, {self.n_ctx}]")
+        x = torch.cat([self._start(len(tokens), y_cond), self.embedding(tokens[:, :-1])], dim=1)
+        x = self.dropout(x) + self.dropout(self.positions)
+        return x if x_cond is None else x + x_cond
+
     def hidden(
         self,
         tokens: Tensor,
@@ -124,13 +132,7 @@ class AutoregressiveModel(nn.Module):
             encoder_kv: [N, encoder_dims, W], read by the layers of attention function 6.
             dtype: in which the transformer computes; None is float32.
         """
-        if tokens.ndim != 2 or tokens.shape[1] != self.n_ctx:
-            raise UserError(f"tokens of shape {list(tokens.shape)}: this model takes [batch, {self.n_ctx}]")
-        x = torch.cat([self._start(len(tokens), y_cond), self.embedding(tokens[:, :-1])], dim=1)
-        x = self.dropout(x) + self.dropout(self.positions)
-        if x_cond is not None:
-            x = x + x_cond
-        x = self.transformer(x, encoder_kv, dtype=dtype)
+        x = self.transformer(self._inputs(tokens, x_cond, y_cond), encoder_kv, dtype=dtype)
         return x if x_cond is None or self.merged_decoder or self.only_encode else x + x_cond
 
     def logits(
@@ -177,6 +179,33 @@ class AutoregressiveModel(nn.Module):
         )
         return loss, bits.view_as(tokens)
 
+    @torch.no_grad()
+    def attention(
+        self,
+        tokens: Tensor,
+        *,
+        wanted: Sequence[tuple[int, int]],
+        first_query: int,
+        keys: int,
+        x_cond: Tensor | None = None,
+        y_cond: Tensor | None = None,
+        encoder_kv: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Softmax weights of chosen layers and heads, as :meth:`Transformer.head_weights` gives them.
+
+        Args:
+            wanted, first_query, keys: which of them.
+            (the others as in :meth:`hidden`)
+
+        Returns:
+            [len(wanted), N, n_ctx - first_query, keys] float32.
+        """
+        x = self._inputs(tokens, x_cond, y_cond)
+        return self.transformer.head_weights(
+            x, encoder_kv, wanted=wanted, first_query=first_query, keys=keys, dtype=dtype
+        )
+
     # ------------------------------------------------------------------------------------------------- sampling
 
     @torch.inference_mode()
@@ -195,6 +224,7 @@ class AutoregressiveModel(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         dtype: torch.dtype = torch.float32,
+        lowest: int = 0,
         fast: bool = True,
         out: Tensor | None = None,
         preds: Tensor | None = None,
@@ -251,6 +281,8 @@ class AutoregressiveModel(nn.Module):
             logits = head(advance(x, position))[:, 0]
             if preds is not None:
                 preds[:, position] = logits
+            if lowest:
+                logits[:, :lowest] = float("-inf")
             drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
             tokens[:, position] = drawn
             x = self.embedding(drawn[:, None])
@@ -271,6 +303,7 @@ class AutoregressiveModel(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         dtype: torch.dtype = torch.float32,
+        lowest: int = 0,
         fast: bool = True,
         on_token: Callable[[int], None] | None = None,
         preds: Tensor | None = None,
@@ -289,6 +322,7 @@ class AutoregressiveModel(nn.Module):
             generators: one an item, so that an item's draws depend on its own generator alone; None seeds them
                 0, 1, 2, …
             dtype: of the transformer and its caches.
+            lowest: the lowest token that may be drawn; a prompt may hold any.
             fast: with prepacked weights; False is the plain path.
             on_token: called with the number of valid positions after the prompt and after each step.
             preds: [N, sample_tokens, bins] float32, filled with the logits before temperature and filters.
@@ -314,6 +348,7 @@ class AutoregressiveModel(nn.Module):
             chunk_size=chunk_size,
             generators=generators,
             dtype=dtype,
+            lowest=lowest,
             fast=fast,
             out=out,
             preds=preds,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from songbloom.errors import UserError
+from songbloom.prior.config import Codec, PriorConfig
 from songbloom.vqvae.blocks import UpsamplingBlock
 
 
@@ -88,6 +89,43 @@ class UpsamplingConditioner(nn.Module):
         return operations
 
 
+def _stride_of_level(config: PriorConfig, codec: Codec, level: int) -> tuple[int, int]:
+    """``(down_t, stride_t)`` of a codec's level: the codec's own, or else the configuration's."""
+    source = getattr(codec, "config", config)
+    downs_t, strides_t = source.downs_t, source.strides_t
+    factor = codec.downsamples[level]
+    if level >= len(downs_t) or level >= len(strides_t) or strides_t[level] ** downs_t[level] != factor:
+        raise UserError(
+            f"downs_t={tuple(downs_t)} and strides_t={tuple(strides_t)} don't give the codec's downsampling of {factor}"
+            f" at level {level}: use the values that the codec was built with"
+        )
+    return downs_t[level], strides_t[level]
+
+
+def upsampling_conditioner(config: PriorConfig, codec: Codec) -> UpsamplingConditioner:
+    """The conditioner of a prior with these settings, on the codes of the level above.
+
+    Raises:
+        UserError: the settings give another upsampling than the codec's.
+    """
+    down_t, stride_t = _stride_of_level(config, codec, config.level + 1)
+    return UpsamplingConditioner(
+        codec.l_bins,
+        config.prior_width,
+        down_t=down_t,
+        stride_t=stride_t,
+        cond_width=config.cond_width,
+        cond_depth=config.cond_depth,
+        m_conv=config.cond_m_conv,
+        dilation_growth_rate=config.cond_dilation_growth_rate,
+        dilation_cycle=config.cond_dilation_cycle,
+        zero_out=config.cond_zero_out,
+        res_scale=config.cond_res_scale,
+        checkpoint=config.cond_c_res == 1,
+        init_scale=config.init_scale,
+    )
+
+
 class RangeEmbedding(nn.Module):
     """Embeds numbers of a range ``[low, high)`` by the bin that they fall into.
 
@@ -119,14 +157,18 @@ class RangeEmbedding(nn.Module):
         self.embedding = nn.Embedding(bins, width)
         nn.init.normal_(self.embedding.weight, std=0.01 * init_scale)
 
-    def bin_index(self, start: Tensor, end: Tensor | None = None) -> Tensor:
+    def bin_index(self, start: Tensor, end: Tensor | None = None, *, check: bool = True) -> Tensor:
         """``start`` and ``end`` [N, 1] → [N, n_time] int64. All arithmetic is float32, as in published models.
+
+        Args:
+            check: look whether the numbers lie in the range, which waits for the device; False where that is known.
 
         Raises:
             UserError: ``start`` lies outside ``[low, high)`` or ``end`` outside ``[low, high]``.
         """
         start = start.float()
-        self._check("start", start, start < self.high)
+        if check:
+            self._check("start", start, start < self.high)
         position = start
         if self.n_time != 1:
             if end is None:
@@ -134,11 +176,13 @@ class RangeEmbedding(nn.Module):
             end = end.float()
             if self.clamp:
                 end = end.clamp(self.low, self.high)
-            self._check("end", end, end <= self.high)
+            if check:
+                self._check("end", end, end <= self.high)
             share = torch.arange(self.n_time, dtype=torch.float32, device=start.device) / self.n_time
             position = start + (end - start) * share
         normalised = (position - self.low) / (self.high - self.low)
-        return (self.bins * normalised).floor().long()
+        # Rounding may carry a number just below the range's end to the end itself, which has no bin of its own.
+        return (self.bins * normalised).floor().long().clamp(max=self.bins - 1)
 
     def _check(self, name: str, value: Tensor, below: Tensor) -> None:
         if not bool(((value >= self.low) & below).all()):
@@ -147,6 +191,6 @@ class RangeEmbedding(nn.Module):
                 f"{name} {worst:g} lies outside the range {self.low:g} to {self.high:g} that this model was built for"
             )
 
-    def forward(self, start: Tensor, end: Tensor | None = None) -> Tensor:
-        """``start`` and ``end`` [N, 1] → [N, n_time, W]; raises as :meth:`bin_index`."""
-        return self.embedding(self.bin_index(start, end))
+    def forward(self, start: Tensor, end: Tensor | None = None, *, check: bool = True) -> Tensor:
+        """``start`` and ``end`` [N, 1] → [N, n_time, W]; ``check`` and what it raises as in :meth:`bin_index`."""
+        return self.embedding(self.bin_index(start, end, check=check))

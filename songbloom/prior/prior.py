@@ -1,153 +1,47 @@
-"""A prior of one level: conditions on codes above, then the autoregressive model of the level's own codes.
+"""A prior of one level: labels, lyrics and codes above, then the autoregressive model of the level's own codes.
 
 Source: Dhariwal et al. 2020, *Jukebox: A Generative Model for Music*, section 4. The top level's prior is unconditional
-or labelled; those below are upsamplers, conditioned on the level directly above.
+or labelled, and may read lyrics; those below are upsamplers, conditioned on the level directly above.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from songbloom.errors import UserError
 from songbloom.prior.autoregressive import AutoregressiveModel
-from songbloom.prior.conditioners import UpsamplingConditioner
-from songbloom.transformer.blocks import TransformerConfig
+from songbloom.prior.conditioners import UpsamplingConditioner, upsampling_conditioner
+from songbloom.prior.config import PRECISIONS, Codec, PriorConfig, check, dtype_of
+from songbloom.prior.labels import FIXED, LabelConditioner, label_conditioner
+from songbloom.prior.lyric_encoder import LyricEncoder
+from songbloom.transformer.patterns import AttentionFunction
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["PRECISIONS", "Codec", "Conditions", "Prior", "PriorConfig", "dtype_of"]
 
-
-def dtype_of(precision: str | torch.dtype | None) -> torch.dtype:
-    """``fp32``, ``bf16`` or ``fp16`` (or a dtype; None is float32) → the dtype.
-
-    Raises:
-        UserError: another word.
-    """
-    if precision is None:
-        return torch.float32
-    if isinstance(precision, torch.dtype):
-        return precision
-    if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
-class Codec(Protocol):
-    """What a prior reads of a codec when it is built; it keeps no reference to it."""
-
-    levels: int
-    l_bins: int
-
-    @property
-    def downsamples(self) -> Sequence[int]: ...
-
-    @property
-    def hop_lengths(self) -> Sequence[int]: ...
-
-    @property
-    def z_shapes(self) -> Sequence[Sequence[int]]: ...
+# Functions by which each position of the music can see every lyric token: an encoder's, those that stand before it in
+# its own sequence, and all of the sequence.
+_READS_LYRICS = (AttentionFunction.ENCODER_DECODER, AttentionFunction.PRIME, AttentionFunction.DENSE)
 
 
 @dataclass(frozen=True)
-class PriorConfig:
-    """Settings of a prior; the fields are hyperparameters and explained in ``hparams.py``."""
+class Conditions:
+    """What a window's codes depend on besides the codes before them; None where the model has no such thing.
 
-    level: int = 0
-    n_ctx: int = 1024
-    prior_width: int = 128
-    prior_depth: int = 3
-    heads: int = 1
-    attn_order: int = 0
-    blocks: int | None = None
-    spread: int | None = None
-    attn_dropout: float = 0.0
-    resid_dropout: float = 0.0
-    emb_dropout: float = 0.0
-    zero_out: bool = False
-    res_scale: bool = False
-    pos_init: bool = False
-    init_scale: float = 1.0
-    m_attn: float = 0.25
-    m_mlp: float = 1.0
-    c_res: int = 0
-    c_attn: int = 0
-    c_mlp: int = 0
-    merged_decoder: bool = False
-    cond_depth: int = 3
-    cond_width: int = 128
-    cond_m_conv: float = 1.0
-    cond_zero_out: bool = False
-    cond_res_scale: bool = False
-    cond_dilation_growth_rate: int = 1
-    cond_dilation_cycle: int | None = None
-    cond_c_res: int = 0
-    downs_t: tuple[int, ...] = (1, 1)
-    strides_t: tuple[int, ...] = (2, 2)
-    labels: bool = True
-    use_tokens: bool = False
-    n_tokens: int = 0
-    single_enc_dec: bool = False
-    copy_input: bool = False
-    prime_loss_fraction: float = 0.1
+    Attributes:
+        x_cond: [N, n_ctx, W], added at each position of the music: the codes above, or the timing labels.
+        y_cond: [N, 1, W], what the sequence begins with: artist and genre.
+        lyrics: [N, n_tokens] int64, lyric tokens (with ``copy_input`` codes).
+    """
 
-    @classmethod
-    def from_hps(cls, hps: Mapping[str, Any]) -> PriorConfig:
-        """Take what a prior knows from any mapping of hyperparameters; what is missing has its default."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in hps.items() if k in known}
-        return cls(**given)
-
-    def transformer(self) -> TransformerConfig:
-        """The transformer's part of the settings."""
-        return TransformerConfig(
-            width=self.prior_width,
-            n_ctx=self.n_ctx,
-            heads=self.heads,
-            depth=self.prior_depth,
-            attn_order=self.attn_order,
-            blocks=self.blocks,
-            spread=self.spread,
-            m_attn=self.m_attn,
-            m_mlp=self.m_mlp,
-            attn_dropout=self.attn_dropout,
-            resid_dropout=self.resid_dropout,
-            zero_out=self.zero_out,
-            res_scale=self.res_scale,
-            init_scale=self.init_scale,
-            c_res=self.c_res,
-            c_attn=self.c_attn,
-            c_mlp=self.c_mlp,
-        )
-
-
-def _check(config: PriorConfig, codec: Codec) -> None:
-    if not 0 <= config.level < codec.levels:
-        raise UserError(
-            f"level is {config.level}, but the codec has levels 0 to {codec.levels - 1}: set --level to one of them"
-        )
-    if config.labels:
-        raise UserError("a prior with labels cannot be built yet: pass --labels=False to train.py for one without")
-    if config.single_enc_dec or (config.use_tokens and config.n_tokens):
-        raise UserError("lyrics need labels, which --labels=False takes away: pass --use_tokens=False as well")
-
-
-def _stride_of_level(config: PriorConfig, codec: Codec, level: int) -> tuple[int, int]:
-    """``(down_t, stride_t)`` of a codec's level: the codec's own, or else the configuration's."""
-    source = getattr(codec, "config", config)
-    downs_t, strides_t = source.downs_t, source.strides_t
-    factor = codec.downsamples[level]
-    if level >= len(downs_t) or level >= len(strides_t) or strides_t[level] ** downs_t[level] != factor:
-        raise UserError(
-            f"downs_t={tuple(downs_t)} and strides_t={tuple(strides_t)} don't give the codec's downsampling of {factor}"
-            f" at level {level}: use the values that the codec was built with"
-        )
-    return downs_t[level], strides_t[level]
+    x_cond: Tensor | None = None
+    y_cond: Tensor | None = None
+    lyrics: Tensor | None = None
 
 
 class Prior(nn.Module):
@@ -156,6 +50,9 @@ class Prior(nn.Module):
     Attributes:
         level: the level that it writes; ``levels`` is the tuple of these.
         n_ctx: codes of a window.
+        n_tokens: lyric tokens of a window; 0 without lyrics.
+        label_width: columns of a label vector, ``[total length, offset, window length (all in samples), artist id,
+            genre ids padded with -1, lyric tokens]``; 0 without labels.
         hop_length: samples a code.
         sample_length: samples of a window.
         cond_downsample: codes of a window for each code above (None at the top).
@@ -163,16 +60,16 @@ class Prior(nn.Module):
         z_shapes: for each level ``(codes,)``, of which this level's is ``n_ctx``.
 
     Raises:
-        UserError: settings that don't fit the codec, or labels (which this model doesn't read).
+        UserError: settings that don't fit the codec or each other.
     """
 
     def __init__(self, config: PriorConfig, codec: Codec) -> None:
         super().__init__()
-        _check(config, codec)
+        check(config, codec)
         level = config.level
         self.config = config
         self.level, self.levels = level, (level,)
-        self.n_ctx = config.n_ctx
+        self.n_ctx, self.n_tokens, self.label_width = config.n_ctx, config.lyric_tokens, config.label_width
         self.l_bins = codec.l_bins
         self.hop_length = codec.hop_lengths[level]
         self.sample_length = self.n_ctx * self.hop_length
@@ -186,32 +83,35 @@ class Prior(nn.Module):
                     f"n_ctx is {self.n_ctx}: at level {level} it must be a multiple of {self.cond_downsample},"
                     " the number of its codes for each code above"
                 )
-            down_t, stride_t = _stride_of_level(config, codec, level + 1)
-            self.conditioner = UpsamplingConditioner(
-                self.l_bins,
-                config.prior_width,
-                down_t=down_t,
-                stride_t=stride_t,
-                cond_width=config.cond_width,
-                cond_depth=config.cond_depth,
-                m_conv=config.cond_m_conv,
-                dilation_growth_rate=config.cond_dilation_growth_rate,
-                dilation_cycle=config.cond_dilation_cycle,
-                zero_out=config.cond_zero_out,
-                res_scale=config.cond_res_scale,
-                checkpoint=config.cond_c_res == 1,
+            self.conditioner = upsampling_conditioner(config, codec)
+        self.label_conditioner: LabelConditioner | None = None
+        if config.labels:
+            self.label_conditioner = label_conditioner(config, self.sample_length, timed=self.conditioner is None)
+        # Lyrics and music in one sequence share a vocabulary, in which the codes come after the lyric tokens.
+        self._shift = config.lyric_bins(self.l_bins) if config.single_enc_dec else 0
+        self.lyric_encoder: LyricEncoder | None = None
+        if self.n_tokens and not config.single_enc_dec:
+            self.lyric_encoder = LyricEncoder(
+                config.encoder(),
+                bins=config.lyric_bins(self.l_bins),
+                width=config.prior_width,
                 init_scale=config.init_scale,
+                emb_dropout=config.prime_emb_dropout,
+                pos_init=config.prime_pos_init,
             )
         self.autoregressive = AutoregressiveModel(
             config.transformer(),
-            bins=self.l_bins,
+            bins=self._shift + self.l_bins,
+            y_cond=config.labels,
             merged_decoder=config.merged_decoder,
             emb_dropout=config.emb_dropout,
             pos_init=config.pos_init,
         )
 
+    # ------------------------------------------------------------------------------------------------ conditions
+
     def condition(self, upper_codes: Tensor | None, *, batch: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """What is added at each position, from the codes above: [N, n_ctx / cond_downsample] → [N, n_ctx, W].
+        """What the codes above add at each position: [N, n_ctx / cond_downsample] → [N, n_ctx, W].
 
         None at the top.
 
@@ -236,9 +136,96 @@ class Prior(nn.Module):
         with torch.autocast(upper_codes.device.type, dtype) if reduced else contextlib.nullcontext():
             return self.conditioner(upper_codes)
 
-    def _refuse_labels(self, labels: Tensor | None) -> None:
-        if labels is not None:
-            raise UserError("labels were given, but this prior was built without them (--labels=False)")
+    def _checked_labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """``labels`` if this prior reads any, after a look at their shape."""
+        if labels is not None and labels.ndim == 2 and labels.shape[1] == 0:
+            labels = None
+        if not self.label_width:
+            if labels is not None:
+                raise UserError("labels were given, but this prior was built without them (--labels=False)")
+            return None
+        shape = [batch, self.label_width]
+        meaning = f"4 numbers, {self.config.max_bow_genre_size} genre ids and {self.n_tokens} lyric tokens an item"
+        if labels is None:
+            raise UserError(f"this prior was built with labels: give them, whole numbers of shape {shape} ({meaning})")
+        if list(labels.shape) != shape or labels.is_floating_point():
+            raise UserError(
+                f"labels of shape {list(labels.shape)} and type {labels.dtype}: this prior takes whole numbers of shape"
+                f" {shape} ({meaning})"
+            )
+        return labels
+
+    def conditions(
+        self,
+        upper_codes: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> Conditions:
+        """What a window is given: codes above [N, n_ctx / cond_downsample] and labels [N, label_width] int64.
+
+        Labels are best left on the CPU, where looking through them for mistakes does not wait for the device.
+
+        Raises:
+            UserError: codes or labels are missing, too many, of a wrong shape, or out of what the model knows.
+        """
+        labels = self._checked_labels(labels, batch)
+        x_cond = self.condition(upper_codes, batch=batch, dtype=dtype)
+        if labels is None or self.label_conditioner is None:
+            return Conditions(x_cond)
+        slots = FIXED + self.label_conditioner.genre_slots
+        self.label_conditioner.check(labels[:, :slots])
+        lyrics = labels[:, slots:]
+        bins = self.config.lyric_bins(self.l_bins)
+        if self.n_tokens and not bool(((lyrics >= 0) & (lyrics < bins)).all()):
+            raise UserError(
+                f"labels hold lyric tokens from {int(lyrics.min())} to {int(lyrics.max())}: this model knows 0 to"
+                f" {bins - 1}; were they made with another vocabulary?"
+            )
+        device = self.autoregressive.positions.device
+        labels = labels.to(device).long()
+        y_cond, timing = self.label_conditioner(labels[:, :slots])
+        return Conditions(timing if x_cond is None else x_cond, y_cond, labels[:, slots:] if self.n_tokens else None)
+
+    def inputs(
+        self, codes: Tensor | None, given: Conditions, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
+        """The autoregressive model's own terms.
+
+        Args:
+            codes: [N, m] int64, any m.
+            given: the window's conditions.
+            dtype: what the lyric encoder computes in.
+
+        Returns:
+            Its tokens: the codes, with lyrics before them where both are one sequence; and ``x_cond``, ``y_cond``,
+            ``encoder_kv`` as its methods take them.
+        """
+        x_cond, encoder_kv = given.x_cond, None
+        if self._shift:
+            assert given.lyrics is not None
+            if x_cond is not None:
+                x_cond = F.pad(x_cond, (0, 0, self.n_tokens, 0))  # lyrics hear of no position in the song
+            codes = given.lyrics if codes is None else torch.cat([given.lyrics, codes + self._shift], dim=1)
+        elif self.lyric_encoder is not None:
+            encoder_kv = self.lyric_encoder(given.lyrics, dtype=dtype)
+        return codes, {"x_cond": x_cond, "y_cond": given.y_cond, "encoder_kv": encoder_kv}
+
+    def _whole_window(
+        self, codes: Tensor, upper_codes: Tensor | None, labels: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Conditions, dict[str, Tensor | None]]:
+        """Tokens, conditions and the autoregressive model's arguments for codes [N, n_ctx]."""
+        if codes.ndim != 2 or codes.shape[1] != self.n_ctx:
+            raise UserError(f"codes of shape {list(codes.shape)}: this model takes [batch, {self.n_ctx}]")
+        given = self.conditions(upper_codes, labels, batch=len(codes), dtype=dtype)
+        if self.config.copy_input and self.n_tokens:
+            given = replace(given, lyrics=codes[:, : self.n_tokens])
+        tokens, arguments = self.inputs(codes, given, dtype=dtype)
+        assert tokens is not None
+        return tokens, given, arguments
+
+    # -------------------------------------------------------------------------------------------------- training
 
     def logits(
         self,
@@ -248,11 +235,11 @@ class Prior(nn.Module):
         *,
         precision: str | torch.dtype = "fp32",
     ) -> Tensor:
-        """Predictions at all positions, each from the codes before it: [N, n_ctx, l_bins] float32."""
-        self._refuse_labels(labels)
+        """Predictions of all codes, each from the codes before it: [N, n_ctx, l_bins] float32."""
         dtype = dtype_of(precision)
-        x_cond = self.condition(upper_codes, batch=len(codes), dtype=dtype)
-        return self.autoregressive.logits(codes, x_cond=x_cond, dtype=dtype)
+        tokens, _, arguments = self._whole_window(codes, upper_codes, labels, dtype)
+        logits = self.autoregressive.logits(tokens, **arguments, dtype=dtype)
+        return logits[:, -self.n_ctx :, self._shift :]
 
     def forward(
         self,
@@ -262,22 +249,142 @@ class Prior(nn.Module):
         *,
         precision: str | torch.dtype = "fp32",
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of ``codes`` [N, n_ctx] int64, in bits a code.
+        """The loss of ``codes`` [N, n_ctx] int64, in bits.
+
+        With P lyric tokens and G codes it is ``(prime_loss_fraction * P * prime_loss + G * gen_loss) / (P + G)``;
+        without lyrics bits a code.
 
         Args:
             upper_codes: [N, n_ctx / cond_downsample] int64, the codes of the level above (not at the top).
-            labels: none in a prior without labels.
-            precision: ``fp32``, ``bf16`` or ``fp16``: in which the transformer computes.
+            labels: [N, label_width] int64, of this window; none in a prior without labels. With ``copy_input`` the
+                first codes stand in for its lyric tokens.
+            precision: ``fp32``, ``bf16`` or ``fp16``: in which the transformers compute.
 
         Returns:
-            The loss, and metrics without gradients: ``bpd``, ``gen_loss`` (the same) and ``prime_loss`` (of lyrics: 0).
+            The loss, and metrics without gradients: ``gen_loss`` (bits a code), ``bpd`` (the same) and ``prime_loss``
+            (bits a lyric token; 0 without lyrics).
         """
-        self._refuse_labels(labels)
         dtype = dtype_of(precision)
-        x_cond = self.condition(upper_codes, batch=len(codes), dtype=dtype)
-        loss, _ = self.autoregressive(codes, x_cond=x_cond, dtype=dtype)
-        gen_loss = loss.detach()
-        return loss, {"bpd": gen_loss, "gen_loss": gen_loss, "prime_loss": torch.zeros_like(gen_loss)}
+        tokens, given, arguments = self._whole_window(codes, upper_codes, labels, dtype)
+        lyrics, music = self.n_tokens, self.n_ctx
+        lyric_share = self.config.prime_loss_fraction * lyrics / (lyrics + music)
+        music_share = music / (lyrics + music)
+        if self._shift:
+            weights = self.autoregressive.positions.new_full((lyrics + music,), music_share / music)
+            weights[:lyrics] = lyric_share / lyrics
+            loss, bits = self.autoregressive(tokens, **arguments, weights=weights, dtype=dtype)
+            prime_loss, gen_loss = bits[:, :lyrics].mean(), bits[:, lyrics:].mean()
+        else:
+            loss, _ = self.autoregressive(tokens, **arguments, dtype=dtype)
+            gen_loss = loss.detach()
+            prime_loss = torch.zeros_like(gen_loss)
+            if self.lyric_encoder is not None:
+                assert given.lyrics is not None and arguments["encoder_kv"] is not None
+                prime_loss = self.lyric_encoder.loss(arguments["encoder_kv"], given.lyrics)
+                loss = lyric_share * prime_loss + music_share * loss
+        return loss, {"bpd": gen_loss, "gen_loss": gen_loss, "prime_loss": prime_loss.detach()}
+
+    # -------------------------------------------------------------------------------------------------- sampling
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """In eval mode within, as before afterwards."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def _check_window(self, n_samples: int, prompt: Tensor | None, total: int) -> None:
+        """Whatever is wrong with a request in this model's own numbers: lyric tokens shift the inner model's."""
+        if not 0 < total <= self.n_ctx:
+            raise UserError(f"sample_tokens is {total}: it must be between 1 and n_ctx = {self.n_ctx}")
+        if prompt is None:
+            return
+        if prompt.ndim != 2 or len(prompt) != n_samples:
+            raise UserError(
+                f"a prompt of shape {list(prompt.shape)} for {n_samples} samples: it must be [{n_samples}, p]"
+            )
+        if prompt.shape[1] > total:
+            raise UserError(f"the prompt has {prompt.shape[1]} tokens, more than the {total} to be sampled")
+        if prompt.numel() and not bool(((prompt >= 0) & (prompt < self.l_bins)).all()):
+            raise UserError(
+                f"the prompt holds codes from {int(prompt.min())} to {int(prompt.max())}: this model knows 0 to"
+                f" {self.l_bins - 1}"
+            )
+
+    @torch.inference_mode()
+    def sample_steps(
+        self,
+        n_samples: int,
+        *,
+        prompt: Tensor | None = None,
+        upper_codes: Tensor | None = None,
+        labels: Tensor | None = None,
+        sample_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        chunk_size: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        precision: str | torch.dtype = "fp32",
+        fast: bool = True,
+        out: Tensor | None = None,
+        preds: Tensor | None = None,
+    ) -> Generator[int, None, None]:
+        """Draw codes one after the other, giving the caller a turn after each; the arguments are :meth:`sample`'s.
+
+        Args:
+            out: [n_samples, sample_tokens] int64, filled as it goes (the prompt first).
+
+        Yields:
+            How many codes of ``out`` are valid: the prompt's length at first, ``sample_tokens`` at the end.
+        """
+        total = self.n_ctx if sample_tokens is None else sample_tokens
+        if n_samples < 1:
+            raise UserError(f"n_samples is {n_samples}: at least 1 item must be sampled")
+        self._check_window(n_samples, prompt, total)
+        dtype, device = dtype_of(precision), self.autoregressive.positions.device
+        # Everything that is in one mode or the other happens here; decoding has no dropout.
+        with self._evaluating():
+            given = self.conditions(upper_codes, labels, batch=n_samples)
+            tokens, arguments = self.inputs(None if prompt is None else prompt.to(device), given, dtype=dtype)
+        before, shift = (self.n_tokens, self._shift) if self._shift else (0, 0)
+        shape = (n_samples, before + total)
+        inner = out if out is not None and not shift else torch.zeros(shape, dtype=torch.int64, device=device)
+        inner_preds = preds
+        if shift and preds is not None:
+            inner_preds = preds.new_zeros((*shape, shift + self.l_bins))
+        written, shown = -1, 0
+        for done in self.autoregressive.sample_steps(
+            n_samples,
+            prompt=tokens,
+            **arguments,
+            sample_tokens=before + total,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            chunk_size=chunk_size,
+            generators=generators,
+            dtype=dtype,
+            lowest=0 if self.config.draw_lyric_ids else shift,
+            fast=fast,
+            out=inner,
+            preds=inner_preds,
+        ):
+            if shift and out is not None:
+                # Only where lyric ids may be drawn is there anything below a code's range; it is given as code 0.
+                new = slice(max(written, 0), done - before)
+                out[:, new] = (inner[:, before:][:, new] - shift).clamp_min(0)
+            if shift and preds is not None and inner_preds is not None and written >= 0:
+                # The prompt's are there from the second turn on.
+                preds[:, shown : done - before] = inner_preds[:, before + shown : done, shift:]
+                shown = done - before
+            written = done - before
+            yield written
+        if shift and preds is not None and inner_preds is not None:
+            preds[:, shown:] = inner_preds[:, before + shown :, shift:]
 
     @torch.no_grad()
     def sample(
@@ -301,34 +408,40 @@ class Prior(nn.Module):
         """Draw a window of codes, as :meth:`AutoregressiveModel.sample` does.
 
         Args:
+            prompt: [n_samples, p] int64, the codes that the window begins with.
             upper_codes: [n_samples, n_ctx / cond_downsample] int64, the codes above the whole window (not at the top).
+            labels: [n_samples, label_width] int64, of this window; none in a prior without labels. With ``copy_input``
+                its lyric tokens are codes.
             sample_tokens: length of the result, the prompt included; None is ``n_ctx``.
-            precision: ``fp32``, ``bf16`` or ``fp16``, of the transformer and its caches.
+            precision: ``fp32``, ``bf16`` or ``fp16``, of the transformers and their caches.
+            on_token: called with the number of valid codes after the prompt and after each step.
+            preds: [n_samples, sample_tokens, l_bins] float32, filled with the codes' logits.
 
         Returns:
-            [n_samples, sample_tokens] int64.
+            [n_samples, sample_tokens] int64, codes only.
         """
-        self._refuse_labels(labels)
-        training = self.training
-        self.eval()
-        try:
-            return self.autoregressive.sample(
-                n_samples,
-                prompt=prompt,
-                x_cond=self.condition(upper_codes, batch=n_samples),
-                sample_tokens=sample_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                chunk_size=chunk_size,
-                generators=generators,
-                dtype=dtype_of(precision),
-                fast=fast,
-                on_token=on_token,
-                preds=preds,
-            )
-        finally:
-            self.train(training)
+        total = self.n_ctx if sample_tokens is None else sample_tokens
+        shape = (max(n_samples, 0), max(total, 0))
+        out = torch.zeros(shape, dtype=torch.int64, device=self.autoregressive.positions.device)
+        for done in self.sample_steps(
+            n_samples,
+            prompt=prompt,
+            upper_codes=upper_codes,
+            labels=labels,
+            sample_tokens=sample_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            chunk_size=chunk_size,
+            generators=generators,
+            precision=precision,
+            fast=fast,
+            out=out,
+            preds=preds,
+        ):
+            if on_token is not None:
+                on_token(done)
+        return out
 
     def window_of(self, codes_by_level: Sequence[Tensor], start: int, end: int) -> Tensor | None:
         """The codes above the window ``[start, end)`` of this level: [N, n_ctx / cond_downsample], or None at the top.
@@ -359,22 +472,92 @@ class Prior(nn.Module):
             )
         return above[:, start // step : end // step]
 
+    # ------------------------------------------------------------------------------------------------- alignment
+
+    def lyric_heads(self) -> list[tuple[int, int]]:
+        """All (layer, head) by which every position of the music attends to every lyric token, in order.
+
+        These are the layers that read an encoder's output, or the lyrics that stand before the music, or the whole
+        sequence. Empty without lyrics.
+        """
+        if not self.n_tokens:
+            return []
+        functions = self.autoregressive.transformer.funcs
+        reading = _READS_LYRICS if self._shift else _READS_LYRICS[:1]
+        return [(layer, head) for layer, f in enumerate(functions) if f in reading for head in range(self.config.heads)]
+
+    @torch.no_grad()
+    def lyric_attention(
+        self,
+        codes: Tensor,
+        labels: Tensor,
+        upper_codes: Tensor | None = None,
+        *,
+        wanted: Sequence[tuple[int, int]],
+        precision: str | torch.dtype = "fp32",
+    ) -> Tensor:
+        """Softmax weights from each code of a window to each of its lyric tokens.
+
+        A weight is a share of all that its position attends to, so a row adds up to 1 in an encoder's layers, and to
+        less where the music is attended to as well. Memory grows with what is wanted, not with depth.
+
+        Args:
+            codes: [N, n_ctx] int64.
+            labels: [N, label_width] int64, of this window.
+            upper_codes: as in :meth:`forward`.
+            wanted: (layer, head) pairs of :meth:`lyric_heads`.
+
+        Returns:
+            [len(wanted), N, n_ctx, n_tokens] float32.
+
+        Raises:
+            UserError: the prior reads no lyrics, or a pair is none of :meth:`lyric_heads`.
+        """
+        heads = self.lyric_heads()
+        for pair in wanted:
+            if tuple(pair) not in heads:
+                layers = ", ".join(map(str, sorted({layer for layer, _ in heads})))
+                known = f"layers {layers} do, heads 0 to {self.config.heads - 1}" if heads else "no layer of it does"
+                raise UserError(f"layer {pair[0]}, head {pair[1]} does not attend from music to lyrics: {known}")
+        dtype = dtype_of(precision)
+        with self._evaluating():
+            tokens, _, arguments = self._whole_window(codes, upper_codes, labels, dtype)
+            return self.autoregressive.attention(
+                tokens,
+                wanted=wanted,
+                first_query=self.n_tokens if self._shift else 0,
+                keys=self.n_tokens,
+                **arguments,
+                dtype=dtype,
+            )
+
     def cost(self, precision: str | torch.dtype = "fp32") -> dict[str, float]:
         """What the model costs, averaged over a window: the transformer's figures, the embeddings', the output layer's.
 
         Returns:
-            ``parameters``; ``operations_per_token`` of a forward pass, the conditioner's share included (a
-            multiplication and an addition count as two; training costs three times as many);
-            ``bytes_per_decoded_token``, what one new code of one item reads; ``cache_bytes_per_token`` and
-            ``cache_bytes`` of an item.
+            ``parameters``; ``operations_per_token`` of a forward pass for each code of the window, the shares of the
+            conditioner, the lyrics and their encoder included (a multiplication and an addition count as two; training
+            costs three times as many); ``bytes_per_decoded_token``, what one new code of one item reads;
+            ``cache_bytes_per_token`` and ``cache_bytes`` of an item.
         """
         model = self.autoregressive
         cost = dict(model.transformer.cost(dtype_of(precision)))
         head = model.output_weight
-        rows = (3 if self.conditioner is not None else 2) * model.width  # token, position, condition
+        positional = self.conditioner is not None or self.label_conditioner is not None
+        rows = (3 if positional else 2) * model.width  # token, position, condition
         cost["parameters"] = sum(parameter.numel() for parameter in self.parameters())
         cost["operations_per_token"] += 2.0 * head.numel()
+        cost["operations_per_token"] *= model.n_ctx / self.n_ctx  # lyrics in the sequence are computed for the codes
+        cost["cache_bytes_per_token"] *= model.n_ctx / self.n_ctx
         cost["bytes_per_decoded_token"] += 4.0 * (head.numel() + rows)  # float32 whatever the transformer computes in
         if self.conditioner is not None:
             cost["operations_per_token"] += self.conditioner.operations_per_token()
+        if self.lyric_encoder is not None:
+            crossing = sum(
+                layer.attention.key_value.weight.numel() for layer in model.transformer.stack if layer.attention.crosses
+            )
+            output = self.lyric_encoder.output.weight.numel()
+            # The transformer's own figure leaves out what is computed once a lyric token instead of once a code.
+            lyrics = self.lyric_encoder.operations() + 2.0 * self.n_tokens * (crossing + output)
+            cost["operations_per_token"] += lyrics / self.n_ctx
         return cost

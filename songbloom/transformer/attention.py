@@ -220,6 +220,52 @@ def attention_weights(
     return weights
 
 
+WEIGHT_ROWS = 1024  # queries whose weights head_weights holds at a time
+
+
+def head_weights(
+    function: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    geometry: Geometry,
+    *,
+    head: int,
+    first_query: int = 0,
+    keys: int,
+) -> torch.Tensor:
+    """One head's softmax weights from positions ``first_query`` on to the first ``keys`` keys, in evaluation.
+
+    Only some rows are held at a time, so a whole song's window fits where ``n × n`` weights would not. The softmax is
+    over all that a position attends to; what lies behind the first ``keys`` is left out afterwards.
+
+    Args:
+        function: 0, 6 or 7.
+        query: ``[N, n, S]``.
+        key: ``[N, positions, S]``.
+
+    Returns:
+        float32 ``[N, n - first_query, keys]``.
+    """
+    if function not in (A.DENSE, A.ENCODER_DECODER, A.PRIME):
+        raise ValueError(f"attention function {function} has no weights to the first positions of all")
+    if function == A.PRIME:
+        key = key[:, : geometry.prime]
+    n, width = query.shape[1], query.shape[2] // geometry.heads
+    q, k = (x[..., head * width : (head + 1) * width] for x in (query, key))
+    causal = geometry.causal and function != A.ENCODER_DECODER
+    found = torch.zeros(query.shape[0], n - first_query, keys, dtype=torch.float32, device=query.device)
+    for begin in range(first_query, n, WEIGHT_ROWS):
+        end = min(begin + WEIGHT_ROWS, n)
+        seen = k[:, :end] if causal else k
+        scores = ((q[:, begin:end] @ seen.transpose(-1, -2)) * width**-0.5).float()
+        if causal:
+            at = torch.arange(begin, end, device=query.device)[:, None]
+            scores = scores.masked_fill(torch.arange(seen.shape[1], device=query.device) > at, MASKED)
+        weights = scores.softmax(-1).to(query.dtype)[..., :keys]
+        found[:, begin - first_query : end - first_query, : weights.shape[-1]] = weights
+    return found
+
+
 class Attention(nn.Module):
     """Multi-head attention by one of the eight functions.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from songbloom.errors import UserError
-from songbloom.transformer.attention import Attention, Geometry, recomputed
+from songbloom.transformer.attention import Attention, Geometry, head_weights, recomputed
 from songbloom.transformer.cache import DecodingCache, attend_chunk, mean_seen, slots
 from songbloom.transformer.decoding import DecodingTransformer
 from songbloom.transformer.layers import MLP, LayerNorm
@@ -314,6 +314,47 @@ class Transformer(nn.Module):
             "cache_bytes_per_token": cache_bytes / self.config.n_ctx,
             "cache_bytes": cache_bytes,
         }
+
+    @torch.no_grad()
+    def head_weights(
+        self,
+        x: torch.Tensor,
+        encoder_kv: torch.Tensor | None = None,
+        *,
+        wanted: Sequence[tuple[int, int]],
+        first_query: int = 0,
+        keys: int,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Softmax weights of chosen (layer, head) pairs of functions 0, 6 and 7, without a gradient.
+
+        Goes up layer by layer as far as the highest one that is wanted, and keeps nothing else.
+
+        Args:
+            x, encoder_kv, dtype: as in :meth:`forward`.
+            wanted: pairs of a layer and a head.
+            first_query, keys: weights are those from positions ``first_query`` on to the first ``keys`` keys.
+
+        Returns:
+            float32 ``[len(wanted), N, n - first_query, keys]``, in the order of ``wanted``.
+        """
+        n = x.shape[1]
+        found = torch.zeros(len(wanted), len(x), n - first_query, keys, dtype=torch.float32, device=x.device)
+        x = self._checked(x, encoder_kv).to(dtype or torch.float32)
+        last = max((layer for layer, _ in wanted), default=-1)
+        for index, layer in enumerate(self.stack[: last + 1]):
+            attention, function = layer.attention, self.funcs[index]
+            source = encoder_kv if attention.crosses else None
+            asked = [(place, head) for place, (at, head) in enumerate(wanted) if at == index]
+            if asked:
+                query, key, _ = attention.project(layer.attention_norm(x), source)
+                for place, head in asked:
+                    found[place] = head_weights(
+                        function, query[:, :n], key, attention.geometry, head=head, first_query=first_query, keys=keys
+                    )
+            if index < last:
+                x = layer(x, source)
+        return found
 
     @contextmanager
     def record_attention(self, layers: bool | Iterable[int] = True) -> Iterator[dict[int, torch.Tensor]]:

@@ -154,7 +154,6 @@ def test_windows_that_do_not_fit(start, end, message):
     ("hps", "message"),
     [
         ({"level": 3}, "level is 3, but the codec has levels 0 to 2"),
-        ({"labels": True}, "pass --labels=False"),
         ({"use_tokens": True, "n_tokens": 8}, "pass --use_tokens=False"),
         ({"single_enc_dec": True}, "lyrics need labels"),
         ({"n_ctx": 18, "level": 0}, "multiple of 4"),

@@ -1,7 +1,8 @@
 """Names and layouts of whole priors as Jukebox's checkpoints have them, and as they are here.
 
 Both directions only rename and transpose, so they are exact and work on meta tensors. ``prior.*`` is our
-``autoregressive.*``, ``conditioner_blocks.0.*`` our ``conditioner.*`` and ``y_emb.*`` our ``label_conditioner.*``.
+``autoregressive.*``, ``conditioner_blocks.0.*`` our ``conditioner.*``, ``y_emb.*`` our ``label_conditioner.*``, and
+``prime_*`` our ``lyric_encoder.*``.
 
 Where output layer and embedding are one (every prior but the merged decoders), a published file holds the tensor under
 both names; we hold it once.
@@ -33,9 +34,22 @@ _NAMES = {
     "y_emb.total_length_emb.emb.weight": "label_conditioner.total_length.embedding.weight",
     "y_emb.absolute_pos_emb.emb.weight": "label_conditioner.absolute_position.embedding.weight",
     "y_emb.relative_pos_emb.emb.weight": "label_conditioner.relative_position.embedding.weight",
+    "prime_prior.x_emb.weight": "lyric_encoder.model.embedding.weight",
+    "prime_prior.pos_emb.pos_emb": "lyric_encoder.model.positions",
+    "prime_prior.start_token": "lyric_encoder.model.start",
+    "prime_state_proj.b": "lyric_encoder.project.bias",
+    "prime_state_ln.weight": "lyric_encoder.norm.weight",
+    "prime_state_ln.bias": "lyric_encoder.norm.bias",
+    "prime_x_out.weight": "lyric_encoder.output.weight",
 }
+# Matrices of linear maps, which are published as [in, out] and ours as [out, in].
+_TURNED = {"prime_state_proj.w": "lyric_encoder.project.weight"}
 _OURS = {ours: published for published, ours in _NAMES.items()}
-_TRANSFORMER = ("prior.transformer.", "autoregressive.transformer.")
+_OURS_TURNED = {ours: published for published, ours in _TURNED.items()}
+_TRANSFORMERS = {
+    "prior.transformer.": "autoregressive.transformer.",
+    "prime_prior.transformer.": "lyric_encoder.model.transformer.",
+}
 _UPSAMPLE = ("conditioner_blocks.0.cond.", "conditioner.upsample.")
 _EMBEDDING, _OUTPUT = "prior.x_emb.weight", "prior.x_out.weight"
 
@@ -74,17 +88,22 @@ def from_published(state: Mapping[str, Tensor], *, tied: bool | None = None) -> 
         tied = is_tied(state)
     elif tied and not (state.get(_OUTPUT, state[_EMBEDDING]).is_meta or is_tied(state)):
         raise UserError(f"{_OUTPUT!r} differs from {_EMBEDDING!r}: this checkpoint needs --merged_decoder=True")
-    ours, inner, block = {}, {}, {}
+    ours: State = {}
+    block: State = {}
+    for theirs, mine in _TRANSFORMERS.items():
+        inner = {key.removeprefix(theirs): tensor for key, tensor in state.items() if key.startswith(theirs)}
+        ours |= {mine + key: tensor for key, tensor in transformer.from_published(inner).items()}
     for key, tensor in state.items():
-        if key.startswith(_TRANSFORMER[0]):
-            inner[key.removeprefix(_TRANSFORMER[0])] = tensor
-        elif key.startswith(_UPSAMPLE[0]):
+        if key.startswith(tuple(_TRANSFORMERS)):
+            continue
+        if key.startswith(_UPSAMPLE[0]):
             block[key.removeprefix(_UPSAMPLE[0])] = tensor
+        elif key in _TURNED:
+            ours[_TURNED[key]] = tensor.t().contiguous()
         elif key not in _NAMES:
             raise UserError(f"{key!r} is no name of a published prior's weights: is this another model's checkpoint?")
         elif not (key == _OUTPUT and tied):
             ours[_NAMES[key]] = tensor
-    ours |= {_TRANSFORMER[1] + key: tensor for key, tensor in transformer.from_published(inner).items()}
     ours |= {_UPSAMPLE[1] + key: tensor for key, tensor in upsampling_block_from_published(block).items()}
     return ours
 
@@ -100,18 +119,23 @@ def to_published(state: Mapping[str, Tensor], *, container: str = "blocks") -> S
     Raises:
         UserError: a name that no prior of ours has.
     """
-    published, inner, block = {}, {}, {}
+    published: State = {}
+    block: State = {}
+    for theirs, mine in _TRANSFORMERS.items():
+        inner = {key.removeprefix(mine): tensor for key, tensor in state.items() if key.startswith(mine)}
+        published |= {theirs + key: tensor for key, tensor in transformer.to_published(inner).items()}
     for key, tensor in state.items():
-        if key.startswith(_TRANSFORMER[1]):
-            inner[key.removeprefix(_TRANSFORMER[1])] = tensor
-        elif key.startswith(_UPSAMPLE[1]):
+        if key.startswith(tuple(_TRANSFORMERS.values())):
+            continue
+        if key.startswith(_UPSAMPLE[1]):
             block[key.removeprefix(_UPSAMPLE[1])] = tensor
+        elif key in _OURS_TURNED:
+            published[_OURS_TURNED[key]] = tensor.t().contiguous()
         elif key in _OURS:
             published[_OURS[key]] = tensor
         else:
             raise UserError(f"{key!r} is no name of our prior's weights: give the state_dict of a songbloom Prior")
     if _EMBEDDING in published:
         published.setdefault(_OUTPUT, published[_EMBEDDING])
-    published |= {_TRANSFORMER[0] + key: tensor for key, tensor in transformer.to_published(inner).items()}
     published |= {_UPSAMPLE[0] + key: t for key, t in upsampling_block_to_published(block, container).items()}
     return published

@@ -1,7 +1,8 @@
-"""Whole priors without labels (``jukebox_prior_uncond…``, ``jukebox_upsampler_nolabels…``)."""
+"""Whole priors, with and without labels and lyrics (``jukebox_prior_…``, ``jukebox_upsampler_…``)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from songbloom.prior.prior import Prior, PriorConfig
+from songbloom.prior.prior import Prior, PriorConfig, dtype_of
 from songbloom.published.jukebox.prior import from_published, is_published, to_published
 from songbloom.training.ema import WeightAverage
 from songbloom.training.optim import Adam, clipped_scale, gradient_norm
@@ -61,7 +62,9 @@ class Case:
     def __init__(self, golden: Golden) -> None:
         self.golden = golden
         hps, state = golden.given("hps"), golden.given("state_dict")
-        self.model = Prior(PriorConfig.from_hps(hps), codec_of(hps, golden.look("z_shapes"))).eval()
+        # The files hold what the published sampler draws, which is a lyric token's id now and then.
+        config = PriorConfig.from_hps({**hps, "draw_lyric_ids": True})
+        self.model = Prior(config, codec_of(hps, golden.look("z_shapes"))).eval()
         assert is_published(state)
         assert not is_published(self.model.state_dict())
         self.model.load_state_dict(from_published(state, tied=not hps["merged_decoder"]))
@@ -69,6 +72,7 @@ class Case:
         self.codes = golden.given("z")
         upper = golden.given("z_conds")
         self.upper = upper[0] if upper else None
+        self.labels = golden.given("y") if golden.has("y") else None
 
     def check_round_trip(self, state: dict[str, Tensor]) -> None:
         container = "blocks" if self.model.config.cond_c_res == 1 else "model"
@@ -84,28 +88,58 @@ class Case:
         expect("cond_downsample", got=model.cond_downsample)
         expect("z_shapes", got=[list(shape) for shape in model.z_shapes])
         expect("attn_funcs", got=[int(function) for function in model.autoregressive.transformer.funcs])
-        # Without lyrics nothing but the music is in the loss, and nothing but the upper codes conditions it.
-        expect("prime_loss_dims", got=0)
+        expect("prime_loss_dims", got=model.n_tokens)
         expect("gen_loss_dims", got=model.n_ctx)
-        expect("total_loss_dims", got=model.n_ctx)
-        for absent in ("y", "y_cond", "prime", "encoder_kv"):
-            if self.golden.has(absent):
-                expect(absent, got=None)
+        expect("total_loss_dims", got=model.n_tokens + model.n_ctx)
+
+    @torch.no_grad()
+    def check_conditions(self) -> None:
+        model, golden, batch = self.model, self.golden, len(self.codes)
+        given = model.conditions(self.upper, self.labels, batch=batch)
+        arguments = model.inputs(None, given)[1]
+        lyrics = given.lyrics
+        if lyrics is None and self.labels is not None:
+            lyrics = torch.zeros(batch, 0, dtype=torch.int64)
+        found = {"x_cond": given.x_cond, "y_cond": given.y_cond, "encoder_kv": arguments["encoder_kv"]}
+        for name, value in found.items():
+            if golden.has(name):
+                golden.expect(name, got=value, **OUTPUT)
+        if golden.has("prime"):
+            golden.expect("prime", got=lyrics)
+
+    def all_logits(self, precision: str) -> Tensor:
+        """Logits of the whole sequence over the whole vocabulary, the lyrics' where they are a part of it."""
+        model, dtype = self.model, dtype_of(precision)
+        given = model.conditions(self.upper, self.labels, batch=len(self.codes))
+        if model.config.copy_input and model.n_tokens:
+            given = replace(given, lyrics=self.codes[:, : model.n_tokens])
+        tokens, arguments = model.inputs(self.codes, given, dtype=dtype)
+        logits = model.autoregressive.logits(tokens, **arguments, dtype=dtype)
+        music = model.logits(self.codes, self.upper, self.labels, precision=precision)
+        assert torch.equal(music, logits[:, -model.n_ctx :, -model.l_bins :])
+        return logits
 
     @torch.no_grad()
     def check_eval(self) -> None:
         expect = self.golden.expect
-        expect("x_cond", got=self.model.condition(self.upper, batch=len(self.codes)), **OUTPUT)
         for section, precision, loss_tolerance, tolerance in (
             ("eval", "fp32", LOSS, OUTPUT),
             ("eval_fp16", "fp16", HALF_LOSS, HALF_OUTPUT),
         ):
-            loss, metrics = self.model(self.codes, self.upper, precision=precision)
+            loss, metrics = self.model(self.codes, self.upper, self.labels, precision=precision)
             for name, value in {"loss": loss, **metrics}.items():
                 expect(section, name, got=value, **loss_tolerance)
             if self.golden.has(section, "preds"):
-                logits = self.model.logits(self.codes, self.upper, precision=precision)
-                expect(section, "preds", got=logits, **tolerance)
+                expect(section, "preds", got=self.all_logits(precision), **tolerance)
+
+    def check_attention(self) -> None:
+        if not self.golden.has("attn_weights"):
+            return
+        layer = self.golden.given("attn_weights", "layer")
+        wanted = [(layer, head) for head in range(self.model.config.heads)]
+        assert set(wanted) <= set(self.model.lyric_heads())
+        weights = self.model.lyric_attention(self.codes, self.labels, self.upper, wanted=wanted)
+        self.golden.expect("attn_weights", "w", got=weights.transpose(0, 1), **OUTPUT)
 
     def check_sampling(self) -> None:
         for fast in (True, False):
@@ -118,7 +152,9 @@ class Case:
 
         def sample(prompt: Tensor | None, **settings: Any) -> Tensor:
             settings = {"temperature": 0.0, **settings}
-            return self.model.sample(len(codes), prompt=prompt, upper_codes=self.upper, fast=fast, **settings)
+            return self.model.sample(
+                len(codes), prompt=prompt, upper_codes=self.upper, labels=self.labels, fast=fast, **settings
+            )
 
         preds = torch.zeros(*codes.shape, self.model.l_bins)
         prompt = codes[:, :primed]
@@ -142,7 +178,7 @@ class Case:
     def check_training(self) -> None:
         golden, model = self.golden, self.model.train()
         model.zero_grad(set_to_none=True)
-        loss, metrics = model(self.codes, self.upper)
+        loss, metrics = model(self.codes, self.upper, self.labels)
         loss.backward()
         for name, value in {"loss": loss, **metrics}.items():
             golden.expect("train", name, got=value, **LOSS)
@@ -167,7 +203,7 @@ class Case:
         steps = []
         for _ in golden.look("train_trace", "steps"):
             model.zero_grad(set_to_none=True)
-            loss, _ = model(self.codes, self.upper)
+            loss, _ = model(self.codes, self.upper, self.labels)
             loss.backward()
             norm = float(gradient_norm(model.parameters()))
             adam.param_groups[0]["lr"] = schedule.lr
@@ -185,10 +221,12 @@ class Case:
 def check(golden: Golden) -> None:
     case = Case(golden)
     case.check_shape()
+    case.check_conditions()
     case.check_eval()
+    case.check_attention()
     case.check_sampling()
     case.check_training()
     case.check_trace()
 
 
-CHECKS = {"jukebox_prior_uncond": check, "jukebox_upsampler_nolabels": check}
+CHECKS = {"jukebox_prior": check, "jukebox_upsampler": check}
