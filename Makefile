@@ -32,7 +32,7 @@ demo: $(READY)
 	$(TRAIN) --hps=demo_vqvae --name=demo_vqvae --budget_minutes=4
 	$(TRAIN) --hps=demo_vqvae,demo_prior --name=demo_prior --prior --budget_minutes=3
 	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=3
-	$(PY) sample.py --model=demo --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=12 --seed=1
+	$(PY) sample.py --model=demo --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=12 --temp=.9 --seed=1
 	@echo
 	@echo "The songs are on this page; open it in a browser: $(CURDIR)/$(DEMO)/samples/index.html"
 
