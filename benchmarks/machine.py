@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import songbloom  # isort: skip  # first of all: what it sets must be there when torch is loaded
+import json
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from songbloom.errors import UserError
 
 
 def facts() -> dict[str, Any]:
@@ -33,6 +37,16 @@ def facts() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
         },
     }
+
+
+def run(measure: Callable[[Sequence[str]], dict[str, Any]]) -> int:
+    """A benchmark's program: print what ``measure(arguments)`` finds as JSON; returns the exit status."""
+    try:
+        print(json.dumps(measure(sys.argv[1:]), indent=2, ensure_ascii=False))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def cpu_model() -> str:

@@ -9,7 +9,6 @@ decoding (``fast``) and through the plain modules (``plain``). Any hyperparamete
 from __future__ import annotations
 
 import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
-import json
 import statistics
 import sys
 import time
@@ -165,14 +164,5 @@ def compare(prior: Prior, n_samples: int, precision: str, told: dict[str, Any], 
     return {**paths, "fast_over_plain": round(ratio, 3)}
 
 
-def main() -> int:
-    try:
-        print(json.dumps(measure(sys.argv[1:]), indent=2, ensure_ascii=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(machine.run(measure))

@@ -9,7 +9,6 @@ through PyTorch's own convolutions and STFTs (``plain``). Any hyperparameter may
 from __future__ import annotations
 
 import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from hparams import KNOBS, setup_hparams
-from songbloom.errors import UserError
 from songbloom.hyperparams import Knob, Knobs, group
 from songbloom.training.optim import Adam
 from songbloom.vqvae import plain
@@ -149,14 +147,5 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
-    try:
-        print(json.dumps(measure(sys.argv[1:]), indent=2, ensure_ascii=False))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(machine.run(measure))
