@@ -21,7 +21,10 @@ from songbloom import distributed
 from songbloom.audio.files import AudioError, read_audio
 from songbloom.audio.mix import to_mono
 from songbloom.data.index import IndexedSong, build_index, cache_for
+from songbloom.data.labels import Labeller
 from songbloom.data.manifest import songs_from
+from songbloom.data.metadata import Hook
+from songbloom.data.song_labels import prepared
 from songbloom.errors import UserError, did_you_mean
 
 SPLITS = ("train", "test")
@@ -95,15 +98,24 @@ class ChunkDataset(Dataset[dict[str, Any]]):
             then mixed to mono; 1: read in mono), ``sample_length`` (samples), ``min_duration`` and ``max_duration``
             (seconds), ``aug_shift``, ``aug_blend``, ``train_test_split`` (share of the songs), ``seed``.
         split: ``train`` or ``test``. Test chunks are neither shifted nor blended.
+        labeller: makes label vectors, which items then have.
+        get_metadata: knows more about songs than the data say (:mod:`songbloom.data.metadata`).
 
     Raises:
-        UserError: settings that cannot work, no usable song, or a test set without songs.
+        UserError: settings that cannot work, no usable song, a test set without songs, or labels that cannot be made.
 
     Attributes:
         songs: the split's songs, with what is known about each and their total length in samples at ``sr``.
     """
 
-    def __init__(self, hps: Mapping[str, Any], split: str = "train") -> None:
+    def __init__(
+        self,
+        hps: Mapping[str, Any],
+        split: str = "train",
+        *,
+        labeller: Labeller | None = None,
+        get_metadata: Hook | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
         self.split = split
@@ -122,7 +134,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         source = {key: hps.get(key) or None for key in ("audio_files_dir", "data_jsonl")}
         where = next((f"--{key}={value}" for key, value in source.items() if value), "data")
         # Rank 0 alone looks at the disk, so that a mistake is told once and all ranks see the same songs.
-        songs = songs_from(**source) if distributed.world().is_main else []
+        songs = songs_from(**source, sidecars=labeller is not None) if distributed.world().is_main else []
         index = build_index(
             songs,
             sample_rate=self.sample_rate,
@@ -142,6 +154,9 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 f"{where}: the test set is empty, because train_test_split={fraction:g} of {len(index.songs)} songs "
                 "leaves none: lower --train_test_split or add songs"
             )
+        self.labeller = labeller
+        if labeller is not None:
+            self._known = prepared(labeller, self.songs, hook=get_metadata, test=split == "test")
         self._ends = np.cumsum([song.total_length for song in self.songs], dtype=np.int64)
         self._warned: set[Path] = set()
 
@@ -153,7 +168,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``audio`` float32 ``[sample_length, 1]``; ``song``, a position in ``.songs``; ``offset`` in that song, in
-            samples; ``replaced``: 1 if another item took the place of one that cannot be read, else 0.
+            samples; ``replaced``: 1 if another item took the place of one that cannot be read, else 0; with a labeller
+            also ``labels`` int64 ``[width]``.
 
         Raises:
             UserError: neither this item nor any of many others can be read.
@@ -176,7 +192,10 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 self._warn(self.songs[song].song.path, problem)
                 chosen = int(self._draws(_REPLACEMENT, epoch, item, attempt).integers(len(self)))
                 continue
-            return {"audio": audio, "song": song, "offset": offset, "replaced": int(attempt > 0)}
+            found = {"audio": audio, "song": song, "offset": offset, "replaced": int(attempt > 0)}
+            if self.labeller is not None:
+                found["labels"] = self.labeller.vector(self._known[song], self.songs[song].total_length, offset)
+            return found
         raise UserError(
             f"{_ATTEMPTS} chunks in a row cannot be read, the last because of {problem}; is the data still there?"
         )
@@ -220,6 +239,9 @@ def _name(song: IndexedSong, root: Path) -> str:
 def duration_limits(hps: Mapping[str, Any]) -> tuple[float, float | None]:
     """``min_duration`` and ``max_duration`` in seconds; by default whole seconds that hold a chunk, and no limit.
 
+    For a prior with labels ``min_duration`` is first of all the lower end of its timing labels, and may be shorter than
+    a chunk; songs must hold one all the same.
+
     Raises:
         UserError: ``min_duration`` is shorter than a chunk, or not below ``max_duration``.
     """
@@ -227,6 +249,8 @@ def duration_limits(hps: Mapping[str, Any]) -> tuple[float, float | None]:
     chunk = sample_length / sample_rate
     given, maximum = hps.get("min_duration"), hps.get("max_duration")
     minimum = float(math.ceil(chunk) if given is None else given)
+    if minimum < chunk and hps.get("prior") and hps.get("labels"):
+        minimum = float(math.ceil(chunk))
     if minimum < chunk:
         raise UserError(
             f"min_duration={minimum:g} s is shorter than a chunk (sample_length {sample_length} at {sample_rate} Hz = "

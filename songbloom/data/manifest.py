@@ -26,14 +26,21 @@ class Song:
     lyrics: str | None = None
     idx: int | str | None = None  # the song's own identifier in its manifest
     extra: Mapping[str, Any] = field(default_factory=dict)  # every other field of its line
+    folder: Path | None = field(default=None, compare=False)  # what relative paths in ``extra`` start from
 
 
-def songs_from(*, audio_files_dir: str | Path | None = None, data_jsonl: str | Path | None = None) -> list[Song]:
+def songs_from(
+    *,
+    audio_files_dir: str | Path | None = None,
+    data_jsonl: str | Path | None = None,
+    sidecars: bool = False,
+) -> list[Song]:
     """The songs of a folder (searched recursively) or of a JSONL file, in a fixed order.
 
     A line of the JSONL file is an object with ``audio_path`` (relative to the JSONL file's folder, or absolute) and
     optionally ``artist``, ``genre``, ``lyrics`` (text), ``idx`` (a number or text); all other fields are kept in
-    ``extra``.
+    ``extra``. With ``sidecars``, an object with the same fields (but for ``audio_path``) in ``NAME.json`` beside
+    ``NAME.wav`` tells the same about a song of a folder.
     Whether the audio can be read is not looked at here (see :func:`songbloom.data.index.build_index`).
 
     Raises:
@@ -47,10 +54,10 @@ def songs_from(*, audio_files_dir: str | Path | None = None, data_jsonl: str | P
         )
     if data_jsonl:
         return list(_songs_of_jsonl(Path(data_jsonl).expanduser()))
-    return _songs_of_folder(Path(str(audio_files_dir)).expanduser())
+    return _songs_of_folder(Path(str(audio_files_dir)).expanduser(), sidecars)
 
 
-def _songs_of_folder(folder: Path) -> list[Song]:
+def _songs_of_folder(folder: Path, sidecars: bool) -> list[Song]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"--audio_files_dir={folder}: {what}")
@@ -59,7 +66,22 @@ def _songs_of_folder(folder: Path) -> list[Song]:
         kinds = ", ".join(suffix[1:] for suffix in AUDIO_SUFFIXES)
         others = sum(len(files) for _, _, files in os.walk(folder))
         raise UserError(f"--audio_files_dir={folder}: no audio file ({kinds}) among {others} files in it and below it")
-    return [Song(_absolute(path)) for path in found]
+    return [_with_sidecar(_absolute(path)) if sidecars else Song(_absolute(path)) for path in found]
+
+
+def _with_sidecar(path: Path) -> Song:
+    """A song with what the JSON file of the same name beside it says."""
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return Song(path, folder=path.parent)
+    try:
+        content = sidecar.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{sidecar}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+    record = _record(
+        content, str(sidecar), f"a file that tells about {path.name} must be one object", '{"artist": "Mei"}'
+    )
+    return Song(path, folder=path.parent, **song_fields(record, str(sidecar)))
 
 
 def _absolute(path: Path) -> Path:
@@ -83,17 +105,7 @@ def _songs_of_jsonl(path: Path) -> Iterator[Song]:
 
 
 def _song_of_line(line: bytes, where: str, folder: Path) -> Song:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
-        ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise UserError(f"{where}: is not JSON ({reason}); each line must be one object") from error
-    if not isinstance(record, dict):
-        raise UserError(f'{where}: is {_kind(record)}, not an object like {{"audio_path": "song.wav"}}')
+    record = _record(line, where, "each line must be one object", '{"audio_path": "song.wav"}')
     if "audio_path" not in record:
         hint = next((h for key in record if (h := did_you_mean(key, ["audio_path"]))), "")
         hint = f"; {', '.join(map(repr, record)) or 'nothing'} is there{hint}"
@@ -101,17 +113,45 @@ def _song_of_line(line: bytes, where: str, folder: Path) -> Song:
     audio = record["audio_path"]
     if not isinstance(audio, str) or not audio.strip() or "\0" in audio:
         raise UserError(f"{where}: audio_path must be the path of a file, not {_kind(audio)}")
-    texts = {}
+    folder = _absolute(folder)
+    return Song(_absolute(folder / Path(audio).expanduser()), folder=folder, **song_fields(record, where))
+
+
+def _record(content: bytes, where: str, rule: str, example: str) -> dict[str, Any]:
+    """The JSON object in ``content``."""
+    try:
+        record = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        raise UserError(f"{where}: is not JSON ({reason}); {rule}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: is {_kind(record)}, not an object like {example}")
+    return record
+
+
+def song_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``artist``, ``genre``, ``lyrics``, ``idx`` and ``extra`` of a :class:`Song`, checked.
+
+    Raises:
+        UserError: a value of the wrong kind; begins with ``where``.
+    """
+    fields: dict[str, Any] = {}
     for key in _TEXT_FIELDS:
         value = record.get(key)
         if value is not None and not isinstance(value, str):
             raise UserError(f"{where}: {key} must be text, not {_kind(value)}")
-        texts[key] = value
-    idx = record.get("idx")
+        if value and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {key} has half of a character (a lone surrogate); write the text as UTF-8")
+        fields[key] = value
+    fields["idx"] = idx = record.get("idx")
     if idx is not None and (isinstance(idx, bool) or not isinstance(idx, (int, str))):
         raise UserError(f"{where}: idx must be a whole number or text, not {_kind(idx)}")
-    extra = {key: value for key, value in record.items() if key not in _KNOWN_FIELDS}
-    return Song(_absolute(folder / Path(audio).expanduser()), idx=idx, extra=extra, **texts)
+    fields["extra"] = {key: value for key, value in record.items() if key not in _KNOWN_FIELDS}
+    return fields
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,125 @@
+"""The labels of all songs of a data set, made ready once, and what a person should hear about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from songbloom import distributed
+from songbloom.data.index import IndexedSong
+from songbloom.data.labels import Compact, Known, Labeller
+from songbloom.data.manifest import Song
+from songbloom.data.metadata import Hook, asked, timed_text
+
+_SHOWN = 5  # songs that are named for each kind of remark
+
+
+def prepared(
+    labeller: Labeller,
+    songs: Sequence[IndexedSong],
+    *,
+    hook: Hook | None = None,
+    test: bool = False,
+    say: Callable[[str], None] = distributed.say,
+) -> list[Compact]:
+    """What label vectors of each song are made of; all ranks call it together and rank 0 does the work.
+
+    Args:
+        labeller: makes the vectors.
+        songs: of one split.
+        hook: knows more about songs (:mod:`songbloom.data.metadata`).
+        test: whether these are test songs, for the hook.
+        say: hears remarks.
+
+    Raises:
+        UserError: a song's labels cannot be made; names the song.
+    """
+    ready: list[Compact] = []
+    if distributed.world().is_main:
+        remarks = Remarks(labeller, say)
+        for song in songs:
+            known = known_of(labeller, asked(song.song, hook, test=test))
+            remarks.look(song, known)
+            ready.append(labeller.compact(known))
+        remarks.tell()
+    return distributed.broadcast_object(ready)
+
+
+def known_of(labeller: Labeller, song: Song) -> Known:
+    """What ``labeller`` knows about a song; lyrics are looked at only if they are shown to the model.
+
+    Raises:
+        UserError: names the song's file.
+    """
+    timed = timed_text(song) if labeller.reads_lyrics else None
+    lyrics = song.lyrics if labeller.reads_lyrics else None
+    if not lyrics and timed is not None:
+        lyrics = timed.text
+    return labeller.known(song.artist, song.genre, lyrics, timed, where=str(song.path))
+
+
+def unfitting(known: Known, total_length: int, labeller: Labeller) -> str:
+    """Why a song's words do not fit into it or into the model's window of words, in words; empty if they do.
+
+    Args:
+        known: of the song.
+        total_length: samples.
+        labeller: of the model.
+    """
+    count = len(known.tokens.ids)
+    if not count or not labeller.reads_lyrics:
+        return ""
+    seconds = total_length / labeller.sr
+    if known.times is not None:
+        last = max(end for each in known.times if each is not None for end in [each[1]])
+        late = last - seconds
+        return f"its last word ends at {last:.2f} s, and the song at {seconds:.2f} s" if late > 0.5 else ""
+    shown = count * min(1.0, labeller.sample_length / total_length)
+    if shown > labeller.n_tokens:
+        return (
+            f"its lyrics are too long for it: {count} tokens in {seconds:.1f} s are {shown:.0f} in the "
+            f"{labeller.sample_length / labeller.sr:.1f} s of a window, which shows {labeller.n_tokens}"
+        )
+    return ""
+
+
+class Remarks:
+    """Gathers what is strange about songs' words, and tells it in a few lines."""
+
+    def __init__(self, labeller: Labeller, say: Callable[[str], None]) -> None:
+        self.labeller, self.say = labeller, say
+        self.counts: Counter[str] = Counter()
+        self.lines: dict[str, list[str]] = {"problem": [], "unfitting": []}
+
+    def look(self, song: IndexedSong, known: Known) -> None:
+        """Take in one song."""
+        self.counts["songs"] += 1
+        self.counts["tokens"] += len(known.tokens.ids)
+        self.counts["with lyrics"] += bool(known.tokens.ids)
+        self.counts["timed"] += known.times is not None
+        for problem in known.tokens.problems:
+            self._note("problem", f"{song.song.path}: {problem}")
+        fault = unfitting(known, song.total_length, self.labeller)
+        if fault:
+            self._note("unfitting", f"{song.song.path}: {fault}")
+
+    def _note(self, kind: str, line: str) -> None:
+        self.counts[kind] += 1
+        if len(self.lines[kind]) < _SHOWN:
+            self.lines[kind].append(line)
+
+    def tell(self) -> None:
+        """Say what there was."""
+        for kind, lines in self.lines.items():
+            for line in lines:
+                self.say(f"note: {line}")
+            if self.counts[kind] > len(lines):
+                what = "symbols of lyrics" if kind == "problem" else "songs"
+                self.say(f"note: … and {self.counts[kind] - len(lines)} more such {what}")
+        if self.labeller.reads_lyrics:
+            counts: Any = self.counts
+            self.say(
+                f"lyrics: {counts['with lyrics']} of {counts['songs']} songs have some, {counts['timed']} with times; "
+                f"{counts['tokens']} tokens of {self.labeller.vocabulary.name}"
+            )
