@@ -1,14 +1,17 @@
 """Which word is sung when: from the attention of one head of a lyrics prior to a matrix, a path and times.
 
-The top level's prior reads its lyrics through some of its heads. In a trained model a few of these look at the word that
-is being sung (Jukebox, arXiv:2005.00341, section 5.4). The softmax weights of one such head over all windows of a song
-make a matrix of music frames by lyric tokens; the best monotone path through it gives every token a beginning and an end.
+The top level's prior reads its lyrics through some of its heads. In a trained model a few of these look at the word
+that is being sung (Jukebox, arXiv:2005.00341, section 5.4). The softmax weights of one such head over all windows of a
+song make a matrix of music frames by lyric positions; the best monotone path through it gives every token a beginning
+and an end.
 
-Frames are codes of the top level, tokens those of the song's whole lyrics.
+Frames are codes of the top level, positions those of the tokens of the song's whole lyrics. What stands at a position
+is the token before it: lyrics are read as a model predicts them, one late.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -68,8 +71,8 @@ def assemble(attend: Attend, starts: Sequence[int], total: int, tokens: int) -> 
 
 def sung_part(matrix: Matrix) -> Matrix:
     """``matrix`` without the tokens after the last one that has any weight; all of it where none has."""
-    there = np.flatnonzero(matrix.max(axis=0)) if matrix.size else []
-    return matrix[:, : int(there[-1]) + 1] if len(there) else matrix
+    there: Sequence[int] = np.flatnonzero(matrix.max(axis=0)).tolist() if matrix.size else []
+    return matrix[:, : there[-1] + 1] if there else matrix
 
 
 def _grey(matrix: Matrix) -> NDArray[np.uint8]:
@@ -77,7 +80,7 @@ def _grey(matrix: Matrix) -> NDArray[np.uint8]:
 
 
 def grey_picture(matrix: Matrix) -> NDArray[np.uint8]:
-    """Jukebox's ``align.png``, uint8 ``[512, 1024]``: time to the right, the first token at the bottom, weight 1 white."""
+    """Jukebox's ``align.png``, uint8 ``[512, 1024]``: time to the right, the first token at the bottom, 1 is white."""
     from PIL import Image
 
     height, width = _PICTURE
@@ -88,7 +91,7 @@ def grey_picture(matrix: Matrix) -> NDArray[np.uint8]:
 
 
 def grey_rows(matrix: Matrix) -> list[list[int]]:
-    """Jukebox's ``align.json``: weights 0 to 255 ``[total // 16][token]``, blurred a little, for a page that lights letters.
+    """Jukebox's ``align.json``: weights 0 to 255 ``[total // 16][token]``, blurred a little, to light letters by.
 
     A song of less than 16 frames has one row.
     """
@@ -217,8 +220,8 @@ def path_share(weights: Matrix, segments: NDArray[np.int64], *, beside: int = 2)
 
     Returns:
         Between about 0 (a head that looks at the same tokens always, or at all alike) and 1 (one that looks nowhere
-        else than along the path): the mean over the frames of the path of the weight found there minus the mean weight of
-        the same tokens over the whole song.
+        else than along the path): the mean over frames of the weight found on the path minus the mean weight of the
+        same tokens over the whole song.
     """
     frames, tokens = weights.shape
     lengths = segments[:, 1] - segments[:, 0]
@@ -254,7 +257,7 @@ def times_of(segments: NDArray[np.int64], frame_seconds: float, *, shift: float 
         for (start, end), there in zip(seconds, sung, strict=True)
     ]
     known = [token for token, time in enumerate(times) if time is not None]
-    for before, after in zip(known, known[1:], strict=False):
+    for before, after in itertools.pairwise(known):
         missing = after - before - 1
         if 0 < missing <= _FILL:
             _fill(times, before, after)
@@ -275,6 +278,26 @@ def _fill(times: list[Times | None], before: int, after: int) -> None:
         times[before + 1 + token] = (float(edges[token]), float(edges[token + 1]))
 
 
-def token_times(weights: Matrix, frame_seconds: float, *, shift: float = 0.0) -> list[Times | None]:
-    """When each token is sung, in seconds, by the best monotone path through ``weights`` ``[T, F]``; None where not."""
-    return times_of(monotone_segments(weights), frame_seconds, shift=shift)
+def as_tokens(matrix: Matrix) -> Matrix:
+    """From lyric positions to tokens: column ``f`` becomes what is looked at for token ``f``, which stands one further.
+
+    The last token stands nowhere; its column is empty.
+    """
+    return np.concatenate([matrix[:, 1:], np.zeros_like(matrix[:, :1])], axis=1)
+
+
+def token_times(matrix: Matrix, frame_seconds: float, *, shift: float = 0.0) -> list[Times | None]:
+    """When each token is sung, in seconds, by the best monotone path through a song's matrix; None where it is not.
+
+    The last token of the lyrics, which the model never reads, gets the second half of the time of the one before it.
+
+    Args:
+        matrix: ``[T, F]`` (:func:`assemble`).
+        frame_seconds: length of a frame.
+        shift: see :func:`times_of`.
+    """
+    times = times_of(monotone_segments(as_tokens(matrix)), frame_seconds, shift=shift)
+    if len(times) > 1 and (before := times[-2]) is not None:
+        middle = (before[0] + before[1]) / 2
+        times[-2:] = [(before[0], middle), (middle, before[1])]
+    return times

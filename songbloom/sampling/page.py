@@ -24,21 +24,24 @@ from songbloom.files import write_text
 WAVE_BINS = 640  # columns of the waveform; about as many as a page is wide
 WAVE_HEIGHT = 100
 LARGEST_TICKS = 6  # time marks under a picture, at most; more collide on a phone
+_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of a line of lyrics that is lit as one, a syllable say.
+class PageWord:
+    """A piece of the lyrics that is lit as one, a syllable say.
 
     Attributes:
-        text: as written, with its spaces.
+        text: as written, with its spaces; a line ends at each newline in it.
         start, end: when it is sung, in seconds; None where nobody knows.
+        reading: shown small above it; empty for none.
     """
 
     text: str
     start: float | None = None
     end: float | None = None
+    reading: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class PageItem:
         wave: the waveform (:func:`wave_path`).
         picture: the spectrogram's file, relative to the folder of the level; empty for none.
         artist, genre: who sings and in what style; empty where the model is told of neither.
-        lyrics: lines of units; empty for none.
+        words: the lyrics, piece by piece and with all that stands between them; empty for none.
+        attention: the picture's file of what the model looked at while it sang (time to the right, the first word at
+            the top), relative to the folder of the level; empty for none.
+        files: more files to take away, as (word, file) pairs; words are keys of ``page_assets/words.json``.
     """
 
     index: int
@@ -62,7 +68,9 @@ class PageItem:
     picture: str = ""
     artist: str = ""
     genre: str = ""
-    lyrics: Sequence[Sequence[Unit]] = ()
+    words: Sequence[PageWord] = ()
+    attention: str = ""
+    files: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -145,15 +153,29 @@ _ICONS = (
 )
 
 
-def _picture(file: str) -> str:
-    alt = _words()["en"]["picture"]
-    return f'<img class="spectrum" src="{html.escape(file)}" data-alt="picture" alt="{alt}" draggable="false">'
+def _picture(file: str, kind: str, word: str) -> str:
+    """A picture over the whole time, with its name in a corner; ``word`` is what it says to those who don't see it."""
+    return (
+        f'<div class="picture {kind}"><img src="{html.escape(file)}" data-alt="{word}" '
+        f'alt="{html.escape(_words()["en"][word])}" draggable="false">{_word(kind, "small")}</div>'
+    )
+
+
+def _downloads(item: PageItem, page: LevelPage, prefix: str) -> str:
+    """Links to the files of an item, named after the run and the item where they are saved."""
+    name = re.sub(r"[^\w.-]+", "_", page.title) or "songbloom"
+    links = []
+    for word, file in [("download", item.audio), *item.files]:
+        suffix = file.rpartition("/")[2].partition(".")[2]
+        saved = html.escape(f"{name}_level_{page.level}_item_{item.index}.{suffix}")
+        text = html.escape(_words()["en"][word])
+        links.append(f'<a href="{html.escape(prefix + file)}" download="{saved}" data-word="{word}">{text}</a>')
+    return f'<p class="get">{" ".join(links)}</p>'
 
 
 def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
     english = _words()["en"]
     credit = " · ".join(html.escape(part) for part in (item.artist, item.genre) if part)
-    name = re.sub(r"[^\w.-]+", "_", page.title) or "songbloom"
     audio = html.escape(prefix + item.audio)
     lines = [
         f'<article class="item" id="item-{item.index}" aria-labelledby="name-{item.index}">',
@@ -171,7 +193,8 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
         f'<path id="wave-{item.index}" d="{item.wave}"/></svg>'
         f'<svg class="played" viewBox="0 0 {WAVE_BINS} {WAVE_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
         f'<use href="#wave-{item.index}"/></svg></div>',
-        _picture(prefix + item.picture) if item.picture else "",
+        _picture(prefix + item.picture, "spectrum", "picture") if item.picture else "",
+        _picture(prefix + item.attention, "attention", "attention_picture") if item.attention else "",
         '<div class="head"></div>',
         "</div>",
         '<ol class="ticks" aria-hidden="true">',
@@ -180,12 +203,23 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
             for tick in (_ticks(item.seconds) if item.seconds else [])
         ),
         "</ol>",
-        '<ol class="lyrics" data-label="lyrics" aria-label="Lyrics" hidden></ol>',
-        f'<p class="get"><a href="{audio}" download="{html.escape(name)}_level_{page.level}_item_{item.index}.wav" '
-        f'data-word="download">{english["download"]}</a></p>',
+        _lyrics(item),
+        _downloads(item, page, prefix),
         "</article>",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _lyrics(item: PageItem) -> str:
+    """A place for the words, which the script makes alive; without scripts they are plain text."""
+    if not any(word.text.strip() for word in item.words):
+        return ""
+    text = "".join(word.text for word in item.words)
+    language = "ja" if _JAPANESE.search(text) else "en"
+    return (
+        f'<ol class="lyrics" data-label="lyrics" aria-label="Lyrics" lang="{language}"></ol>\n'
+        f'<noscript><p class="lyrics" lang="{language}">{html.escape(text)}</p></noscript>'
+    )
 
 
 def _levels(page: LevelPage, links: Mapping[int, str]) -> str:
@@ -208,6 +242,12 @@ def _levels(page: LevelPage, links: Mapping[int, str]) -> str:
     )
 
 
+def _plain(word: PageWord) -> list[str | float | None]:
+    """As the script reads it: text, start, end and, where there is one, the reading."""
+    times = [None if time is None else round(time, 3) for time in (word.start, word.end)]
+    return [word.text, *times, word.reading] if word.reading else [word.text, *times]
+
+
 def render(page: LevelPage, links: Mapping[int, str] | None = None, prefix: str = "") -> str:
     """The page as HTML.
 
@@ -226,9 +266,7 @@ def render(page: LevelPage, links: Mapping[int, str] | None = None, prefix: str 
             {
                 "index": item.index,
                 "seconds": item.seconds,
-                "lyrics": [
-                    [{"text": unit.text, "start": unit.start, "end": unit.end} for unit in line] for line in item.lyrics
-                ],
+                "words": [_plain(word) for word in item.words],
             }
             for item in page.items
         ],

@@ -100,8 +100,9 @@ class Browser:
 
     def key(self, key: str) -> None:
         """Press a key."""
+        text = {"Enter": {"text": "\r", "windowsVirtualKeyCode": 13}}.get(key, {})  # without it no button is pressed
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
 
     def emulate(self, *, width: int = 1100, height: int = 900, dark: bool = False) -> None:
         """The size of the window and the preferred colours."""

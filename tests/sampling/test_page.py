@@ -14,12 +14,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from songbloom.sampling.page import LevelPage, PageItem, Unit, clock, render, wave_path, write_page
+from songbloom.audio.mel import write_png
+from songbloom.sampling.page import LevelPage, PageItem, PageWord, clock, render, wave_path, write_page
 from tests.sampling.browser import EXECUTABLE, Browser, browser
 
 SAMPLE_RATE = 8000
 SECONDS = 8.0
 EVIL = """<script>document.title = 'broken in'</script>"><img src=x onerror="alert(1)"> {{css}} & 'quoted'"""
+
+TIMED = [
+    PageWord("[verse]\n"),
+    *(PageWord("さ", 0.0, 1.0), PageWord("く", 1.0, 2.0), PageWord("ら", 2.0, 4.0), PageWord("、\n")),
+    *(PageWord("花", 4.0, 6.0, reading="はな"), PageWord("な", 6.0, 7.0), PageWord("の", 7.5, 8.0)),
+    *(PageWord("\n\n"), PageWord("not sung")),
+]
 
 
 def tone(frequency: float) -> np.ndarray:
@@ -28,12 +36,8 @@ def tone(frequency: float) -> np.ndarray:
 
 
 def pages(title: str = "first song") -> list[LevelPage]:
-    """Two levels of three items; the first item has timed words, the second words without times."""
-    timed = [
-        [Unit("さ", 0.0, 1.0), Unit("く", 1.0, 2.0), Unit("ら", 2.0, 4.0)],
-        [Unit("は", 4.0, 6.0), Unit("な", 6.0, 8.0)],
-    ]
-    lyrics = [timed, [[Unit("no times "), Unit(EVIL)]], []]
+    """Two levels of three items; the first has timed words, the second words without times, the third none."""
+    words: list[list[PageWord]] = [TIMED, [PageWord("no times\n"), PageWord(EVIL)], []]
     items = [
         PageItem(
             i,
@@ -41,7 +45,9 @@ def pages(title: str = "first song") -> list[LevelPage]:
             SECONDS,
             wave_path(tone(220 * (i + 1))),
             artist=title if i == 1 else "",
-            lyrics=lyrics[i],
+            words=words[i],
+            attention="../alignment/item_0.png" if i == 0 else "",
+            files=[("lrc", "../alignment/item_0.lrc")] if i == 0 else [],
         )
         for i in range(3)
     ]
@@ -52,6 +58,9 @@ def pages(title: str = "first song") -> list[LevelPage]:
 def write_run(folder: Path, title: str = "first song") -> Path:
     for page in pages(title):
         (folder / f"level_{page.level}").mkdir(parents=True, exist_ok=True)
+        (folder / "alignment").mkdir(exist_ok=True)
+        (folder / "alignment" / "item_0.lrc").write_text("[00:00.00]さくら\n", encoding="utf-8")
+        write_png(folder / "alignment" / "item_0.png", np.full((8, 8, 3), 90, np.uint8))
         for item in page.items:
             soundfile.write(folder / f"level_{page.level}" / item.audio, tone(220 * (item.index + 1)), SAMPLE_RATE)
         links = {0: "../level_0/index.html", 1: "../level_1/index.html"}
@@ -204,6 +213,8 @@ def test_listening(opened: tuple[str, Browser]) -> None:
     page.click("#item-0 .timeline", x=0.75)  # it goes on playing from there
     page.until(f"{audio(0, 'currentTime')} >= 6 && !{audio(0, 'paused')}")
     page.until("document.querySelector('#item-0 .now')?.textContent === 'な'")
+    assert page.run("document.querySelectorAll('#item-0 .sung').length") == 5  # what has begun, the present one too
+    assert page.run("document.querySelector('#item-0 .line').textContent") == "花はななの"
     page.click("#item-1 .play")
     page.until(f"!{audio(1, 'paused')} && {audio(0, 'paused')}")
     page.click("#item-1 .play")
@@ -222,10 +233,65 @@ def test_seeking_without_playing(opened: tuple[str, Browser]) -> None:
     page.until(f"Math.abs({audio(2, 'currentTime')} - 4.1) < 0.05")
     page.key("Home")
     page.until(f"{audio(2, 'currentTime')} === 0")
-    page.click("#item-0 .lyrics button:nth-child(3)")
+    assert page.errors == []
+
+
+def test_a_word_is_a_way_to_go_there(opened: tuple[str, Browser]) -> None:
+    _, page = opened
+    rows = "[...document.querySelectorAll('#item-0 .lyrics li')].map(e => e.textContent)"
+    assert page.run(rows) == ["[verse]", "さくら、", "花はななの", "", "not sung"]
+    page.click("#item-0 .lyrics li:nth-child(2) button:nth-child(3)")
     page.until(f"Math.abs({audio(0, 'currentTime')} - 2) < 0.05")
     assert lit(page) == "ら"
+    assert page.run(audio(0, "paused"))
+    page.click("#item-0 .lyrics li:nth-child(2) button:nth-child(1)")  # backwards, so that words go out again
+    page.until("document.querySelectorAll('#item-0 .sung').length === 1")
+    assert lit(page) == "さ"
+    page.run("(document.querySelector('#item-0 audio').currentTime = 7.25, 0)")
+    page.until("document.querySelectorAll('#item-0 .sung').length === 5")
+    assert lit(page) == ""  # between two words
     assert page.errors == []
+
+
+def test_words_by_keyboard(opened: tuple[str, Browser]) -> None:
+    _, page = opened
+    stops = "[...document.querySelectorAll('#item-0 .lyrics button')].filter(e => e.tabIndex === 0).length"
+    assert page.run(stops) == 1
+    page.run("document.querySelector('#item-0 .lyrics button').focus()")
+    focused = "document.activeElement.textContent"
+    for key, word in [
+        *(("ArrowRight", "く"), ("ArrowDown", "花はな"), ("ArrowRight", "な"), ("ArrowUp", "さ"), ("End", "の")),
+        *(("ArrowRight", "の"), ("ArrowLeft", "な")),
+    ]:
+        page.key(key)
+        assert page.run(focused) == word
+    assert page.run(stops) == 1
+    page.key("Enter")
+    page.until(f"Math.abs({audio(0, 'currentTime')} - 6) < 0.05")
+    assert lit(page) == "な"
+    assert page.run("document.activeElement.getAttribute('aria-current')") == "true"
+
+
+def test_the_line_that_is_sung_stays_in_sight(chromium: tuple[str, Browser], tmp_path: Path) -> None:
+    _, page = chromium
+    seconds = SECONDS / 200
+    words = [PageWord(f"la{i}" + "\n" * (i % 3 == 2), i * seconds, (i + 1) * seconds) for i in range(200)]
+    item = PageItem(0, "item_0.wav", SECONDS, "", words=words)
+    soundfile.write(tmp_path / "item_0.wav", tone(220), SAMPLE_RATE)
+    write_page(tmp_path / "index.html", LevelPage("long", 0, [item]))
+    page.emulate(width=360, height=740)
+    page.open((tmp_path / "index.html").as_uri())
+    page.until(audio(0, "readyState >= 1"))
+    page.run("(document.querySelector('#item-0 audio').currentTime = 6, 0)")
+    page.until("document.querySelector('.now')?.textContent.trim() === 'la150'")
+    inside = (
+        "(() => { const [a, b] = ['ol.lyrics', '.now'].map(e => document.querySelector(e).getBoundingClientRect());"
+        "return a.top <= b.top && b.bottom <= a.bottom })()"
+    )
+    page.until(inside)
+    assert page.run("document.querySelectorAll('.sung').length") == 151
+    assert page.run("document.querySelectorAll('.now').length") == 1
+    assert page.run("window.scrollY") == 0
 
 
 def test_language_and_foreign_text(opened: tuple[str, Browser]) -> None:
@@ -242,7 +308,8 @@ def test_language_and_foreign_text(opened: tuple[str, Browser]) -> None:
     assert page.run("document.title") == EVIL + " · songbloom"
     assert page.run("document.querySelector('h1').textContent") == EVIL
     assert EVIL in page.run("document.querySelector('#item-1 .lyrics').textContent")
-    assert page.run("document.querySelector('#item-2 .lyrics').hidden")
+    assert page.run("document.querySelector('#item-2 .lyrics')") is None
+    assert page.run("document.querySelector('#item-0 .attention img').alt")
     assert not any(address.rsplit("/", 1)[-1] == "x" for address in page.requests)
 
 

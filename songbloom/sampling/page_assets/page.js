@@ -34,6 +34,8 @@
     return (hours ? hours + ":" + two(minutes) : minutes) + ":" + two(whole % 60);
   };
 
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+
   class Player {
     constructor(article, item) {
       this.article = article;
@@ -44,7 +46,10 @@
       this.now = article.querySelector(".clock span");
       this.wanted = null; // a position that was asked for before the sound could go there
       this.whole = null; // a promise of the whole file, where the server cannot give parts of it
-      this.units = [];
+      this.units = []; // words that know their times, in the order of these
+      this.passed = 0; // how many of them have begun
+      this.lit = null; // the one that is sung now
+      this.touched = -Infinity; // when a person last moved in the lyrics
 
       this.audio.controls = false;
       this.audio.hidden = true;
@@ -161,28 +166,127 @@
       this.now.textContent = clock(time);
       this.line.setAttribute("aria-valuenow", time.toFixed(2));
       this.line.setAttribute("aria-valuetext", clock(time) + " " + words.of + " " + clock(length));
-      for (const unit of this.units) {
-        unit.place.classList.toggle("now", unit.start <= time && time < unit.end);
-        unit.place.classList.toggle("sung", unit.end <= time);
+      this.light(time);
+    }
+
+    // Light the word of a time. Only what has changed since the last call is touched: a song may have thousands.
+    light(time) {
+      const units = this.units;
+      let low = 0, high = units.length;
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (units[middle].start <= time + 0.001) low = middle + 1; // sounds go to a millisecond near enough
+        else high = middle;
+      }
+      for (let i = Math.min(low, this.passed); i < Math.max(low, this.passed); i++) {
+        units[i].place.classList.toggle("sung", i < low);
+      }
+      this.passed = low;
+      const last = units[low - 1];
+      const lit = last && time < last.end ? last : null;
+      if (lit !== this.lit) {
+        if (this.lit) {
+          this.lit.place.classList.remove("now");
+          this.lit.place.removeAttribute("aria-current");
+        }
+        if (lit) {
+          lit.place.classList.add("now");
+          lit.place.setAttribute("aria-current", "true");
+        }
+        const row = lit && lit.place.parentElement;
+        if (row && row !== this.row) {
+          if (this.row) this.row.classList.remove("line");
+          row.classList.add("line");
+          this.row = row;
+          this.follow(row);
+        }
+        this.lit = lit;
+      }
+      if (lit) {
+        const share = Math.min(1, Math.max(0, (time - lit.start) / (lit.end - lit.start)));
+        lit.place.style.setProperty("--sung", (100 * share).toFixed(1) + "%");
       }
     }
 
-    // Lines of {text, start, end}; a unit that knows its time is lit when it is sung, and is a way to go there.
+    // Keep the line that is sung in sight inside the lyrics, unless somebody reads elsewhere in them; the page stays.
+    follow(row) {
+      const list = this.list;
+      if (list.scrollHeight <= list.clientHeight || performance.now() - this.touched < 4000) return;
+      const top = row.offsetTop - (list.clientHeight - row.offsetHeight) / 2;
+      list.scrollTo({ top, behavior: this.audio.paused || still.matches ? "auto" : "smooth" });
+    }
+
+    // Words [text, start, end, reading]; one that knows its time is lit when it is sung, and is a way to go there.
     write_lyrics() {
-      const list = this.article.querySelector(".lyrics");
-      for (const line of this.item.lyrics) {
-        const row = list.appendChild(document.createElement("li"));
-        for (const unit of line) {
-          const timed = unit.start !== null && unit.end !== null;
-          const place = row.appendChild(document.createElement(timed ? "button" : "span"));
-          place.textContent = unit.text;
-          if (!timed) continue;
-          place.type = "button";
-          place.addEventListener("click", () => this.seek(unit.start));
-          this.units.push({ place, start: unit.start, end: unit.end });
-        }
+      const list = (this.list = this.article.querySelector("ol.lyrics"));
+      this.row = null;
+      if (!list) return;
+      let row = list.appendChild(document.createElement("li"));
+      for (const [text, start, end, reading] of this.item.words) {
+        text.split("\n").forEach((part, n) => {
+          if (n) row = list.appendChild(document.createElement("li"));
+          if (part) this.write_word(row, part, start, end, n ? "" : reading);
+        });
       }
-      list.hidden = this.item.lyrics.length === 0;
+      for (const line of list.children) {
+        if (/^\s*\[[^\]]*\]\s*$/.test(line.textContent)) line.classList.add("tag");
+      }
+      while (list.lastChild && !list.lastChild.textContent.trim()) list.lastChild.remove();
+      this.units.sort((a, b) => a.start - b.start);
+      if (!this.units.length) return;
+      list.classList.add("timed");
+      this.stop_at(this.units[0].place);
+      const hint = document.createElement("p");
+      hint.className = "hint";
+      hint.id = "hint-" + this.item.index;
+      hint.dataset.word = "sing_along";
+      list.after(hint);
+      list.setAttribute("aria-describedby", hint.id);
+      list.addEventListener("keydown", (event) => this.walk(event));
+      list.addEventListener("focusin", (event) => { if (event.target !== list) this.stop_at(event.target); });
+      for (const kind of ["wheel", "touchmove", "keydown"]) {
+        list.addEventListener(kind, () => { this.touched = performance.now(); }, { passive: true });
+      }
+    }
+
+    write_word(row, text, start, end, reading) {
+      const timed = start !== null && end !== null;
+      const place = row.appendChild(document.createElement(timed ? "button" : "span"));
+      if (reading) {
+        const ruby = place.appendChild(document.createElement("ruby"));
+        ruby.append(text, Object.assign(document.createElement("rt"), { textContent: reading }));
+      } else place.textContent = text;
+      if (!timed) return;
+      place.type = "button";
+      place.tabIndex = -1;
+      place.addEventListener("click", () => {
+        this.touched = -Infinity;
+        this.seek(start);
+      });
+      this.units.push({ place, start, end });
+    }
+
+    // One word at a time can be reached with Tab; arrow keys go on from there.
+    stop_at(place) {
+      if (this.stop) this.stop.tabIndex = -1;
+      this.stop = place;
+      place.tabIndex = 0;
+    }
+
+    walk(event) {
+      const places = [...this.list.querySelectorAll("button")];
+      const at = places.indexOf(document.activeElement);
+      if (at < 0) return;
+      const lines = [...new Set(places.map((place) => place.parentElement))];
+      const line = lines.indexOf(places[at].parentElement);
+      const first = (row) => row && row.querySelector("button");
+      const goal = {
+        ArrowRight: places[at + 1], ArrowLeft: places[at - 1], Home: places[0], End: places[places.length - 1],
+        ArrowDown: first(lines[line + 1]), ArrowUp: first(lines[line - 1]),
+      }[event.key];
+      if (!goal) return;
+      event.preventDefault();
+      goal.focus();
     }
   }
 
