@@ -8,14 +8,27 @@ from hparams import setup_hparams
 from songbloom.errors import UserError
 from songbloom.prior.prior import Prior, PriorConfig
 from songbloom.published.jukebox.prior import from_published, is_published, is_tied, to_published
+from songbloom.training.tasks import halve_matrices
 from tests.golden.checkers.prior import codec_of
 
 MANIFESTS = Path(__file__).parents[1] / "manifest"
 COUNTS = json.loads((MANIFESTS / "jukebox_small_param_counts.json").read_text())
 
 
-def manifest(level):
-    return json.loads((MANIFESTS / f"jukebox_upsampler_level_{level}.json").read_text())
+PUBLISHED = {
+    "upsampler_level_0": "vqvae",
+    "upsampler_level_1": "vqvae",
+    "prior_5b": "vqvae",
+    "prior_5b_lyrics": "vqvae",
+    "prior_1b_lyrics": "vqvae",
+    "small_single_enc_dec_prior": "small_vqvae",
+    "small_sep_enc_dec_prior": "small_vqvae",
+}
+TIED = {"upsampler_level_0", "upsampler_level_1", "prior_1b_lyrics"} | {n for n in PUBLISHED if n.startswith("small")}
+
+
+def manifest(name):
+    return json.loads((MANIFESTS / f"jukebox_{name}.json").read_text())
 
 
 def meta_state(content):
@@ -31,47 +44,80 @@ def meta_state(content):
 
 def build(names, codec_names, **overrides):
     codec_hps = setup_hparams(codec_names)
-    hps = setup_hparams(names, {"labels": False, **overrides})
+    hps = setup_hparams(names, overrides)
+    if "level" not in overrides and names.startswith("small"):
+        hps["level"] = codec_hps["levels"] - 1
     hps = {**hps, **{key: codec_hps[key] for key in ("levels", "downs_t", "strides_t", "l_bins")}}
+    codes = [[2**20 // hop] for hop in codec_of(hps, [[1]] * hps["levels"]).hop_lengths]
     with torch.device("meta"):
-        return Prior(PriorConfig.from_hps(hps), codec_of(hps, [[8192]] * hps["levels"]))
+        return Prior(PriorConfig.from_hps(hps), codec_of(hps, codes))
 
 
 def shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def kinds(state):
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_every_published_tensor_has_a_name_here_and_comes_back(level):
-    content = manifest(level)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_tensor_has_a_name_here_and_comes_back(name):
+    content = manifest(name)
     state = meta_state(content)
     assert len(state) == content["n_keys"] and is_published(state)
     ours = from_published(state)
     assert not is_published(ours)
-    assert len(ours) == len(state) - 1  # the output layer is the embedding
-    assert shapes(to_published(ours)) == shapes(state)
+    assert len(ours) == len(state) - (name in TIED)  # the output layer is the embedding
+    assert kinds(to_published(ours)) == kinds(state)
     assert sum(tensor.numel() for tensor in ours.values()) == content["param_count"]
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_our_model_has_the_published_shapes(level):
-    content = manifest(level)
-    prior = build(f"upsampler_level_{level}", "vqvae")
-    ours = from_published(meta_state(content))
-    labels = {name for name in ours if name.startswith("label_conditioner.")}
-    expected = {name: shape for name, shape in shapes(ours).items() if name not in labels}
-    # Without labels a sequence begins with a learned start; with them it begins with what they say.
-    expected["autoregressive.start"] = ((1, prior.config.prior_width), torch.float32)
-    assert shapes(prior.state_dict()) == expected
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_our_model_has_the_published_names_and_shapes(name):
+    content = manifest(name)
+    prior = build(name, PUBLISHED[name])
+    state = meta_state(content)
+    ours = from_published(state, tied=not prior.config.merged_decoder)
+    assert shapes(prior.state_dict()) == shapes(ours)
+    assert shapes(to_published(prior.state_dict())) == shapes(state)
+    assert sum(p.numel() for p in prior.parameters()) == content["param_count"]
+    # What a published file holds as float16 are the matrices of the transformers, the lyrics' projection among them.
+    halve_matrices(prior)
+    stored, halved = (
+        {key for key, tensor in tensors.items() if tensor.dtype == torch.float16}
+        for tensors in (ours, prior.state_dict())
+    )
+    assert stored == (halved if setup_hparams(name)["fp16_params"] else set())
+    if name.startswith("small"):
+        return
     assert prior.sample_length == content["sample_length"]
     assert prior.hop_length == content["raw_to_tokens"]
+    assert prior.z_shapes == [tuple(shape) for shape in content["z_shapes"]]
+    assert prior.n_tokens == content["prime_loss_dims"]
+    assert prior.n_tokens + prior.n_ctx == content["total_loss_dims"]
     assert [int(function) for function in prior.autoregressive.transformer.funcs] == content["attn_funcs"]
 
 
 @pytest.mark.parametrize(
+    ("name", "pairs", "chosen"),
+    [("prior_5b_lyrics", 7 * 8, (68, 2)), ("prior_1b_lyrics", 4 * 2, (63, 0)), ("prior_5b", 0, None)],
+)
+def test_the_published_choice_is_among_the_lyric_heads(name, pairs, chosen):
+    heads = build(name, "vqvae").lyric_heads()
+    assert len(heads) == pairs and (chosen in heads or chosen is None)
+
+
+@pytest.mark.parametrize(
     ("name", "overrides"),
-    [("small_prior", {"level": 1}), ("small_upsampler", {"level": 0})],
-    ids=["prior", "upsampler"],
+    [
+        ("small_prior", {"level": 1, "labels": False}),
+        ("small_upsampler", {"level": 0, "labels": False}),
+        ("small_labelled_prior", {"level": 1}),
+        ("small_single_enc_dec_prior", {"level": 1}),
+        ("small_sep_enc_dec_prior", {"level": 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_small_models_have_the_published_number_of_parameters(name, overrides):
     prior = build(name, "small_vqvae", **overrides)
