@@ -15,10 +15,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from songbloom.errors import UserError, did_you_mean
+from songbloom.lyrics.morae import LONG, PHONEMES, PHONEMES_OF
+from songbloom.lyrics.tags import TAGS
 from songbloom.lyrics.tokens import Places, Problem, Tokens
+
+if TYPE_CHECKING:
+    from songbloom.lyrics.japanese import Piece
 
 __all__ = ["ENGLISH_RULES", "NAMES", "READINGS", "Problem", "Tokens", "Vocabulary", "vocabulary"]
 
@@ -28,10 +33,11 @@ ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep")
 """What becomes of English words in a Japanese song: read as Japanese, spelled out, or kept letter by letter."""
 READINGS: tuple[ReadingRule, ...] = ("auto", "dictionary", "kana")
 """How Japanese is read: by Open JTalk (``auto``: if it is installed or the text needs it), or as its kana stand."""
-NAMES = ("v2", "v3")
+NAMES = ("v2", "v3", "ja_kana", "ja_phonemes")
 """Names that :func:`vocabulary` knows."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_KEPT_LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 _V2 = _LETTERS + "0123456789" + ".,:;!?-+'\"()[]" + " \t\n"
 
 
@@ -109,6 +115,53 @@ class CharacterVocabulary(Vocabulary):
         )
 
 
+class JapaneseVocabulary(Vocabulary):
+    """One token a mora or a phoneme of the reading, and structure tags, line ends, punctuation and letters."""
+
+    def __init__(self, name: str, sounds: Sequence[str], *, by_phoneme: bool) -> None:
+        super().__init__(name, ("", "\n", *",.!?", *TAGS, *(f"<{letter}>" for letter in _KEPT_LETTERS), *sounds))
+        self._by_phoneme = by_phoneme
+
+    @property
+    def is_japanese(self) -> bool:
+        return True
+
+    def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
+        _check_rules(english, reading)
+        from songbloom.lyrics import japanese  # loads Open JTalk when a text needs it
+
+        places = Places(text)
+        song = japanese.read(text, english, reading, places)
+        symbols: list[str] = []
+        spans: list[tuple[int, int]] = []
+        for piece in song.pieces:
+            made: Sequence[str] = (piece.symbol,)
+            if piece.kind == "letter":
+                made = (f"<{piece.symbol}>",)
+            elif piece.kind == "mora" and self._by_phoneme:
+                made = piece.phonemes
+            for symbol in made:
+                if symbol in self._id_of:
+                    symbols.append(symbol)
+                    spans.append((piece.start, piece.end))
+                else:
+                    places.note(piece.start, symbol, f"has no token in vocabulary {self.name} and is left out")
+        return Tokens(
+            ids=tuple(self._id_of[symbol] for symbol in symbols),
+            symbols=tuple(symbols),
+            spans=tuple(spans),
+            text=text,
+            cleaned=song.cleaned,
+            problems=places.problems(),
+            reading="".join(_written(piece) for piece in song.pieces),
+            phonemes=tuple(phoneme for piece in song.pieces for phoneme in piece.phonemes),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        symbols = [symbol for symbol in self._symbols_of(ids) if symbol]
+        return ("" if not self._by_phoneme else " ").join(symbols).replace(" \n ", "\n")
+
+
 @lru_cache(maxsize=len(NAMES))
 def vocabulary(name: str) -> Vocabulary:
     """The vocabulary called ``name``.
@@ -120,6 +173,10 @@ def vocabulary(name: str) -> Vocabulary:
         return CharacterVocabulary(name, ("", *_V2))
     if name == "v3":
         return CharacterVocabulary(name, ("", *_V2.replace("+", "")))
+    if name == "ja_kana":
+        return JapaneseVocabulary(name, (*PHONEMES_OF, LONG), by_phoneme=False)
+    if name == "ja_phonemes":
+        return JapaneseVocabulary(name, PHONEMES, by_phoneme=True)
     raise UserError(f"no vocabulary {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
 
 
@@ -129,3 +186,7 @@ def _check_rules(english: str, reading: str) -> None:
             raise UserError(
                 f"{what} is {value!r}{did_you_mean(value, options)}; it must be one of {', '.join(options)}"
             )
+
+
+def _written(piece: Piece) -> str:
+    return piece.symbol if piece.kind != "letter" else f"<{piece.symbol}>"

@@ -6,35 +6,19 @@ A *syllable* here is what one note carries: one mora, and a small っ that follo
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from songbloom.data.prepare.sung.lyric_lines import Line
 from songbloom.errors import UserError
+from songbloom.lyrics.morae import PHONEMES_OF, VOWELS, as_hiragana, as_katakana, group_phonemes
+from songbloom.lyrics.open_jtalk import import_open_jtalk
 
-VOWELS = frozenset("aiueo")
 SILENCES = frozenset(("sil", "pau"))
-_ENDS_MORA = VOWELS | {"N", "cl"}
-_SMALL = frozenset("ぁぃぅぇぉゃゅょ")
-_ROWS = {
-    "": "あいうえお", "k": "かきくけこ", "g": "がぎぐげご", "s": "さ・すせそ", "z": "ざ・ずぜぞ", "t": "た・・てと",
-    "d": "だ・・でど", "n": "なにぬねの", "h": "はひ・へほ", "b": "ばびぶべぼ", "p": "ぱぴぷぺぽ", "m": "まみむめも",
-    "y": "や・ゆ・よ", "r": "らりるれろ", "w": "わ・・・・",
-}  # fmt: skip
-_PALATAL = {
-    "き": "ky", "ぎ": "gy", "し": "sh", "じ": "j", "ち": "ch", "に": "ny", "ひ": "hy", "び": "by", "ぴ": "py",
-    "み": "my", "り": "ry",
-}  # fmt: skip
-_IRREGULAR = {
-    "し": ("sh", "i"), "じ": ("j", "i"), "ち": ("ch", "i"), "ぢ": ("j", "i"), "つ": ("ts", "u"), "づ": ("z", "u"),
-    "ふ": ("f", "u"), "を": ("o",), "ん": ("N",), "っ": ("cl",), "しぇ": ("sh", "e"), "じぇ": ("j", "e"),
-    "ちぇ": ("ch", "e"), "てぃ": ("t", "i"), "でぃ": ("d", "i"), "ふぁ": ("f", "a"), "ふぃ": ("f", "i"),
-    "ふぇ": ("f", "e"), "ふぉ": ("f", "o"),
-}  # fmt: skip
+_SMALL = frozenset("ぁぃぅぇぉゃゅょゎ")
+
+__all__ = ["SILENCES", "VOWELS", "Reading", "Syllable", "import_open_jtalk", "mora_table", "read_line"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +48,8 @@ class Reading:
 
 @lru_cache(maxsize=1)
 def mora_table() -> dict[str, tuple[str, ...]]:
-    """Kana of a mora → its phonemes, in Open JTalk's names."""
-    table = dict(_IRREGULAR)
-    for consonant, row in _ROWS.items():
-        for kana, vowel in zip(row, "aiueo", strict=True):
-            if kana != "・":
-                table[kana] = (consonant, vowel) if consonant else (vowel,)
-    for kana, consonant in _PALATAL.items():
-        for small, vowel in zip("ゃゅょ", "auo", strict=True):
-            table[kana + small] = (consonant, vowel)
-    return table
+    """Kana of a mora, in hiragana → its phonemes, in Open JTalk's names. Small kana alone are none."""
+    return {as_hiragana(k): phonemes for k, phonemes in PHONEMES_OF.items() if as_hiragana(k) not in _SMALL}
 
 
 def split_morae(reading: str) -> list[str]:
@@ -116,32 +92,10 @@ def _agrees(mora: str, spoken: tuple[str, ...], vowel_before: str) -> bool:
     return spoken == mora_table()[mora]
 
 
-def import_open_jtalk() -> Any:
-    """The ``pyopenjtalk`` module, or one line that says how to install it."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it advertises an optional package on stdout
-            import pyopenjtalk
-    except ImportError as error:
-        raise UserError("sung_corpus needs Open JTalk: pip install pyopenjtalk-plus") from error
-    return pyopenjtalk
-
-
 def _spoken_morae(phonemes: tuple[str, ...]) -> tuple[list[tuple[str, ...]], list[int]]:
     """Phonemes grouped into morae, and the mora of each phoneme."""
-    groups: list[tuple[str, ...]] = []
-    mora_of: list[int] = []
-    waiting: list[str] = []
-    for phoneme in phonemes:
-        mora_of.append(len(groups))
-        waiting.append(phoneme)
-        if phoneme in _ENDS_MORA:
-            groups.append(tuple(waiting))
-            waiting = []
-    return groups, mora_of
-
-
-def _as_katakana(reading: str) -> str:
-    return "".join(chr(ord(c) + 0x60) if "ぁ" <= c <= "ゖ" else c for c in reading)
+    groups = group_phonemes(phonemes)
+    return groups, [index for index, group in enumerate(groups) for _ in group]
 
 
 @lru_cache(maxsize=1024)
@@ -153,8 +107,8 @@ def read_line(line: Line) -> Reading:
     """
     morae = split_morae(line.reading)
     heard = []
-    for text in (line.text, _as_katakana(line.reading)):
-        labels = tuple(voice_vowels(label) for label in import_open_jtalk().extract_fullcontext(text))
+    for text in (line.text, as_katakana(line.reading)):
+        labels = tuple(voice_vowels(label) for label in import_open_jtalk("sung_corpus").extract_fullcontext(text))
         phonemes = tuple(phoneme_of(label) for label in labels)
         spoken, mora_of = _spoken_morae(phonemes[1:-1])
         before = ["", *(group[-1] for group in spoken)]
