@@ -5,6 +5,7 @@
     {name}/level_{l}/item_{i}.wav        sound, item by item, and its picture item_{i}.png
     {name}/level_{l}/data.pth.tar        codes of all levels so far, sound, labels, settings; plain data
     {name}/level_{l}/index.html          the page
+    {name}/alignment/item_{i}.json …     when its words are sung, as align.py found (:mod:`songbloom.sampling.words`)
 
 The folder of a level is written beside its place and renamed into it, so it is there wholly or not at all.
 """
@@ -29,6 +30,7 @@ from songbloom.audio.files import write_wav
 from songbloom.audio.mel import mel_picture, write_png
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
+from songbloom.sampling import words
 from songbloom.sampling.page import LevelPage, PageItem, clock, wave_path, write_page
 from songbloom.training import checkpoint
 
@@ -165,7 +167,8 @@ class Run:
         """
         hold(self.folder, busy="sampling", instead="--name")
         record = self.folder / RECORD
-        ours = [*self.folder.glob("level_[0-9]*"), *self.folder.glob("index.html"), *self.folder.glob(RECORD)]
+        names = ("level_[0-9]*", "index.html", words.FOLDER, RECORD)
+        ours = [path for name in names for path in self.folder.glob(name)]
         if overwrite:
             try:
                 for path in ours:
@@ -252,6 +255,9 @@ class Run:
             "version": __version__,
             "argv": self.argv,
             "settings": self.settings,
+            "facts": [list(pair) for pair in self.facts],
+            "details": {str(level): [list(pair) for pair in pairs] for level, pairs in self.details.items()},
+            "sample_rate": self.sample_rate,
             "took": {str(level): round(seconds, 3) for level, seconds in self.took.items()},
         }
         write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -264,6 +270,7 @@ class Run:
                 picture=f"item_{index}.png",
                 seconds=len(audio) / self.sample_rate,
                 wave=wave_path(audio[:, 0].clip(-1, 1)),
+                **words.for_page(self.folder, index, _info(data, index)),
             )
             for index, audio in enumerate(data.audio.numpy())
         ]
@@ -276,6 +283,41 @@ class Run:
             settings=self.details.get(level, ()),
             codes=DATA,
         )
+
+
+def _info(data: LevelData, index: int) -> Mapping[str, Any]:
+    """What the priors were told of an item; the top one's labels know most."""
+    for labels in reversed(data.labels):
+        if isinstance(labels, Mapping) and len(labels.get("info") or ()) > index:
+            info: Mapping[str, Any] = labels["info"][index]
+            return info
+    return {}
+
+
+def reopen(folder: Path | str) -> tuple[Run, dict[int, LevelData]]:
+    """A run that was written before, to add to it, and its levels.
+
+    Raises:
+        UserError: there is none, it is being written, or it cannot be read.
+    """
+    record = Path(folder) / RECORD
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        settings, facts, details = content["settings"], content.get("facts", ()), content.get("details", {})
+        run = Run(
+            folder,
+            settings,
+            sample_rate=int(content["sample_rate"]),
+            facts=[(str(word), str(value)) for word, value in facts],
+            details={int(level): [(str(w), str(v)) for w, v in pairs] for level, pairs in details.items()},
+            argv=content["argv"],
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{record}: no run of sample.py to be read there ({error}); give its --name") from error
+    levels = run.open()
+    if not levels:
+        raise UserError(f"{folder}: no level of this run is written yet; run sample.py first")
+    return run, levels
 
 
 def decode(

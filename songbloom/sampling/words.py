@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,33 @@ class Spanned(Protocol):
 
     @property
     def symbols(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Lyrics:
+    """The lyrics of an item as its labels keep them.
+
+    Attributes:
+        text: as given.
+        symbols: of the tokens.
+        spans: characters of the text that each token came from.
+    """
+
+    text: str
+    symbols: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+def lyrics_of(info: Mapping[str, Any]) -> Lyrics:
+    """The lyrics in an item's info (:meth:`songbloom.data.labels.Known.plain`); one that knows its text only has one
+    token a character, as Jukebox's files have."""
+    text = info.get("text", info.get("lyrics")) or ""
+    if not isinstance(text, str):
+        text = ""
+    spans = info.get("spans")
+    if spans is None:
+        return Lyrics(text, tuple(text), tuple((place, place + 1) for place in range(len(text))))
+    return Lyrics(text, tuple(info["symbols"]), tuple((int(start), int(end)) for start, end in spans))
 
 
 def words_of(tokens: Spanned, times: Sequence[Times | None]) -> list[PageWord]:
@@ -164,6 +192,50 @@ def write_words(
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
+def lrc_lines(words: Sequence[PageWord], header: Mapping[str, str] | None = None) -> list[str]:
+    """Words as enhanced LRC: each line with the time of its first word, and each word with its own.
+
+    Lines in which nothing is sung are left out, for a player could not tell when to show them.
+
+    Args:
+        words: :func:`words_of`.
+        header: tags such as ``ar`` and ``length``.
+    """
+    lines = [f"[{key}:{_one_line(value)}]" for key, value in (header or {}).items() if value]
+    line: list[tuple[str, float | None, float | None]] = []
+
+    def finish() -> None:
+        times = [start for _, start, _ in line if start is not None]
+        if times:
+            parts = [f"<{_stamp(start)}>{text}" if start is not None else text for text, start, _ in line]
+            last = max(end for _, _, end in line if end is not None)
+            lines.append(f"[{_stamp(times[0])}]{''.join(parts).strip()}<{_stamp(last)}>")
+        line.clear()
+
+    for word in words:
+        for number, part in enumerate(word.text.split("\n")):
+            if number:
+                finish()
+            timed = part and word.start is not None
+            line.append((part, word.start if timed else None, word.end if timed else None))
+    finish()
+    return lines
+
+
+def _stamp(seconds: float) -> str:
+    hundredths = round(seconds * 100)
+    return f"{hundredths // 6000:02d}:{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"
+
+
+def minutes(seconds: float) -> str:
+    """``mm:ss``, as a length stands in an LRC file."""
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\[\]\s]+", " ", text).strip()
+
+
 def read_words(path: Path | str) -> list[PageWord]:
     """The words in a file of :func:`write_words`.
 
@@ -179,3 +251,26 @@ def read_words(path: Path | str) -> list[PageWord]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: holds no words ({error}); run align.py --name again to write it anew") from error
     return words
+
+
+def for_page(run: Path, index: int, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of an item's labels: keywords of :class:`songbloom.sampling.page.PageItem`.
+
+    Args:
+        run: the folder of the run; words have times once they are aligned there.
+        index: the item's number.
+        info: of the item (:meth:`songbloom.data.labels.Known.plain`); empty for a model without labels.
+    """
+    shown: dict[str, Any] = {}
+    for key in ("artist", "genre"):
+        value = info.get(key)
+        shown[key] = value if isinstance(value, str) and value not in ("unknown", "n/a") else ""
+    place = run / FOLDER / f"item_{index}.json"
+    if place.is_file():
+        files = [("lrc", ".lrc"), ("timing", ".json")]
+        beside = f"../{FOLDER}/item_{index}"
+        there = [(word, beside + suffix) for word, suffix in files if place.with_suffix(suffix).is_file()]
+        picture = beside + ".png" if place.with_suffix(".png").is_file() else ""
+        return {**shown, "words": read_words(place), "attention": picture, "files": there}
+    lyrics = lyrics_of(info)
+    return {**shown, "words": words_of(lyrics, [None] * len(lyrics.spans))}
