@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Group, Hyperparams, Knob, Knobs, group
+
+if TYPE_CHECKING:
+    from songbloom.data.metadata import Hook
 
 _LAUNCHER = "it described the job launcher of the Jukebox authors"
 _DEBUG = "it was a debugging switch of the Jukebox authors"
@@ -81,7 +84,7 @@ DATA = group(
         None, "Longest usable song (exclusive), in seconds; None: no limit. Upper end of timing labels", kind="float"
     ),
     n_tokens=Knob(0, "Lyric characters shown to the prior with each chunk; 0: no lyrics", minimum=0),
-    n_vocab=Knob(0, "Size of the lyric vocabulary", minimum=0),
+    n_vocab=Knob(0, "Size of the lyric vocabulary; it follows from --lyrics_vocab", minimum=0),
     use_tokens=Knob(False, "Condition on lyrics"),
     curr_epoch=Knob(-1, "Epoch to begin with; -1: the first, or where the checkpoint stopped", minimum=-1),
 )
@@ -127,8 +130,13 @@ PRIOR = group(
     "The prior: which level it models, what it is conditioned on",
     restore_prior=Knob("", "Prior checkpoint to start from: a file, or an address as for --restore_vqvae"),
     restore_prior_ddp=Knob(False, "The checkpoint was saved from a wrapped model", ignored="both forms are recognised"),
-    max_bow_genre_size=Knob(None, "Genre words of a song that are used", kind="int", minimum=1),
-    y_bins=Knob(0, "Sizes of the label tables: (genres, artists); 0: no tables", kind="int|ints"),
+    max_bow_genre_size=Knob(
+        None,
+        "Most genre words of a song; None: 1 with --labels_v3, else as many as the songs have",
+        kind="int",
+        minimum=1,
+    ),
+    y_bins=Knob(0, "Sizes of the label tables: (genres, artists); 0: as many as there are", kind="int|ints", minimum=0),
     level=Knob(0, "Level that this prior models; 0 is the finest", minimum=0),
     cond_levels=Knob(
         None, "Levels conditioned on", kind="int|ints", ignored=_UNUSED + "; it is always the level above"
@@ -371,6 +379,32 @@ SOURCES = group(
     data_jsonl=Knob("", "File with one JSON object a line: audio_path, and optionally artist, genre, lyrics, idx"),
 )
 
+LABELS = group(
+    "labels",
+    "Ours: where labels come from, and how lyrics become tokens (docs/labels.md)",
+    label_tables=Knob(
+        "",
+        "Folder with the id tables of artists and genres; empty: those of the checkpoint or beside the weights to "
+        "start from, else made of the songs",
+    ),
+    get_metadata=Knob(
+        "", "Function that knows artist, genre and lyrics of a song: a name in METADATA_HOOKS, or module:function"
+    ),
+    lyrics_vocab=Knob(
+        "", "Vocabulary of the lyrics, such as ja_kana or ja_phonemes; empty: v3 with --labels_v3, else v2"
+    ),
+    lyrics_english=Knob(
+        "katakana",
+        "English words in Japanese lyrics: read as Japanese, spelled by the letters' names, or kept as letters",
+        choices=("katakana", "letters", "keep"),
+    ),
+    lyrics_reading=Knob(
+        "auto",
+        "How Japanese lyrics are read: with a dictionary, as kana only, or with a dictionary if there is one",
+        choices=("auto", "dictionary", "kana"),
+    ),
+)
+
 MACHINE = group(
     "machine",
     "Ours: how the machine is used",
@@ -385,7 +419,7 @@ MACHINE = group(
     port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
 )
 
-OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, MACHINE)
+OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, LABELS, MACHINE)
 
 KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
 DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
@@ -398,6 +432,32 @@ TRAIN_COMMAND = group(
     print_hps=Knob(False, "Print the merged hyperparameters and where each value came from, and stop"),
     help=Knob(False, "Print this, and stop"),
 )
+
+# Functions that know a song's metadata, for --get_metadata: name → function(path, test) → (artist, genre, lyrics). Add
+# yours here or at the end of this file, METADATA_HOOKS["mine"] = my_function, or name it on the command line.
+METADATA_HOOKS: dict[str, Hook] = {}
+
+
+def metadata_hook(name: str) -> Hook | None:
+    """The function that ``--get_metadata`` names; None for an empty name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if not name:
+        return None
+    if name in METADATA_HOOKS or ":" not in name:
+        if name not in METADATA_HOOKS:
+            near = did_you_mean(name, METADATA_HOOKS)
+            raise UserError(
+                f"--get_metadata={name}: METADATA_HOOKS of hparams.py has no such name{near}; add it there, or give "
+                "module:function"
+            )
+        return METADATA_HOOKS[name]
+    from songbloom.data.metadata import import_hook
+
+    return import_hook(name)
+
 
 # --- named sets: the Jukebox release --------------------------------------------------------------------------------
 
@@ -560,7 +620,7 @@ HPARAMS_REGISTRY["small_prior"] = Hyperparams(
 HPARAMS_REGISTRY["small_labelled_prior"] = Hyperparams(
     labels=True,
     labels_v3=True,
-    y_bins=(10, 100),  # change to the numbers of genres and artists in your data
+    y_bins=(10, 100),  # room for 9 genres and 99 artists besides the unknown ones; --y_bins=0: for as many as there are
     max_bow_genre_size=1,
     min_duration=60.0,
     max_duration=600.0,
@@ -666,6 +726,28 @@ HPARAMS_REGISTRY["demo_upsampler"] = Hyperparams(
     **_demo_transformer,
 )
 
+# A lyrics prior for sung Japanese beside demo_prior, of its size: the words of a window of 8.2 s are about 70 phonemes.
+HPARAMS_REGISTRY["demo_ja_prior"] = Hyperparams(
+    HPARAMS_REGISTRY["demo_prior"]
+    | Hyperparams(
+        labels=True,
+        labels_v3=True,
+        max_bow_genre_size=1,
+        min_duration=9.0,
+        max_duration=120.0,
+        t_bins=64,
+        use_tokens=True,
+        n_tokens=128,
+        lyrics_vocab="ja_phonemes",
+        attn_order=6,  # every fourth layer reads the words
+        prior_depth=4,
+        prime_width=128,
+        prime_depth=2,
+        prime_heads=2,
+        prime_loss_fraction=0.4,
+    )
+)
+
 # As small as every part can be and still be there; a run takes seconds on a CPU. For tests of the real commands.
 HPARAMS_REGISTRY["tiny_vqvae"] = Hyperparams(
     sr=8000,
@@ -703,6 +785,19 @@ HPARAMS_REGISTRY["tiny_upsampler"] = Hyperparams(
     cond_depth=2,
     cond_dilation_growth_rate=3,
     **_tiny_transformer,
+)
+
+_tiny_labels = Hyperparams(
+    HPARAMS_REGISTRY["tiny_prior"]
+    | Hyperparams(labels=True, labels_v3=True, max_bow_genre_size=1, min_duration=0.6, max_duration=300.0, t_bins=8)
+)
+_tiny_lyrics = _tiny_labels | Hyperparams(use_tokens=True, n_tokens=32, prior_depth=4, prime_loss_fraction=0.4)
+HPARAMS_REGISTRY["tiny_labelled_prior"] = _tiny_labels
+HPARAMS_REGISTRY["tiny_lyrics_prior"] = Hyperparams(
+    _tiny_lyrics | Hyperparams(attn_order=6, prime_width=16, prime_depth=2, prime_heads=2)
+)
+HPARAMS_REGISTRY["tiny_single_enc_dec_prior"] = Hyperparams(
+    _tiny_lyrics | Hyperparams(attn_order=9, single_enc_dec=True)
 )
 
 # --- merging and the training command -------------------------------------------------------------------------------
@@ -747,6 +842,12 @@ def check(hps: Mapping[str, Any]) -> None:
         check_prior(hps)
         if not hps["restore_vqvae"]:
             raise UserError("--prior needs a trained codec: give --restore_vqvae=FILE")
+        if hps["labels"] and hps["level"] == hps["levels"] - 1 and hps["max_duration"] is None:
+            raise UserError(
+                "labels=True tells the prior where in the song it is, and needs the length of the longest song: give "
+                "--max_duration=SECONDS (and --min_duration), or --labels=False"
+            )
+        metadata_hook(hps["get_metadata"])
 
 
 def check_prior(hps: Mapping[str, Any]) -> None:
@@ -755,9 +856,10 @@ def check_prior(hps: Mapping[str, Any]) -> None:
         raise UserError(
             f"level={hps['level']} does not exist with levels={hps['levels']}: the top is {hps['levels'] - 1}"
         )
-    if hps["labels"] and not (isinstance(hps["y_bins"], tuple) and len(hps["y_bins"]) == 2):
+    if hps["labels"] and hps["y_bins"] and not (isinstance(hps["y_bins"], tuple) and len(hps["y_bins"]) == 2):
         raise UserError(
-            f"labels=True needs y_bins=(genres, artists), not {hps['y_bins']}: give --labels=False, or a labelled set"
+            f"labels=True needs y_bins=(genres, artists), not {hps['y_bins']}: give --y_bins=0 to take them from the "
+            "data, or --labels=False"
         )
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -24,13 +24,15 @@ from tqdm import tqdm
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
 from songbloom import __version__
+from songbloom.data.labels import Labeller, LabelTables, table_files
 from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import architecture_keys, compare_architecture
+from songbloom.hyperparams import Hyperparams, architecture_keys, compare_architecture
 from songbloom.prior.prior import Prior, PriorConfig
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
 from songbloom.training import checkpoint
+from songbloom.training.labelling import LABEL_IDS, complete_vocabulary, labeller_of, version_of
 from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
 MODELS: dict[str, tuple[str, ...]] = {
@@ -38,12 +40,18 @@ MODELS: dict[str, tuple[str, ...]] = {
     "5b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_5b_lyrics"),
     "1b_lyrics": ("vqvae", "upsampler_level_0", "upsampler_level_1", "prior_1b_lyrics"),
     "small": ("small_vqvae", "small_upsampler", "small_prior"),
+    "small_labelled": ("small_vqvae", "small_upsampler", "small_labelled_prior"),
+    "small_single_enc_dec": ("small_vqvae", "small_upsampler", "small_single_enc_dec_prior"),
+    "small_sep_enc_dec": ("small_vqvae", "small_upsampler", "small_sep_enc_dec_prior"),
     "demo": ("demo_vqvae", "demo_upsampler", "demo_prior"),
+    "demo_ja": ("demo_vqvae", "demo_upsampler", "demo_ja_prior"),
     "tiny": ("tiny_vqvae", "tiny_upsampler", "tiny_prior"),
+    "tiny_lyrics": ("tiny_vqvae", "tiny_upsampler", "tiny_lyrics_prior"),
 }
 
 REMOTE_PREFIX = "https://openaipublic.azureedge.net/"
 _TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior}
+_OF_LYRICS = ("lyrics_english", "lyrics_reading")  # these decide no shape, but which words are meant
 _Model = TypeVar("_Model", bound=nn.Module)
 _CHUNK = 1 << 20  # bytes read from the network at once
 
@@ -205,31 +213,56 @@ def make_model(
         UserError: an unknown model, a level that it doesn't have, missing or unfitting checkpoints.
     """
     codec_set, *prior_sets = parts_of(model, checkpoints or ())
-    overrides = dict(hps or {})
     wanted = _wanted_levels(model, levels)
+    loading = restored and str(device) != "meta"
 
-    def merged(names: tuple[str, ...], key: str) -> Any:
-        values = setup_hparams(names, overrides, f"model {model!r}")
-        loading = restored and str(device) != "meta"
-        given = (checkpoints or {}).get(names[-1])
-        values[key] = given or _weights_of(names[-1], key, values, overrides, must_exist=loading)
-        if restored:
-            _as_trained(values, values[key], "vqvae" if key == "restore_vqvae" else "prior", overrides)
+    def merged(name: str) -> Hyperparams:
+        values = settings_of(model, name, hps, checkpoints=checkpoints, restored=restored, must_exist=loading)
         if not loading:
-            values[key] = ""
+            values["restore_vqvae" if name == codec_set else "restore_prior"] = ""
         return values
 
-    codec_hps = merged((codec_set,), "restore_vqvae")
+    codec_hps = merged(codec_set)
     if codec_hps.levels != len(prior_sets):
         raise UserError(
             f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
         )
     vqvae = vqvae or make_vqvae(codec_hps, device)
-    priors = [make_prior(merged((codec_set, prior_sets[level]), "restore_prior"), vqvae, device) for level in wanted]
+    priors = [make_prior(merged(prior_sets[level]), vqvae, device) for level in wanted]
     for level, prior in zip(wanted, priors, strict=True):
         if prior.level != level:
             raise UserError(f"model {model!r}: {prior_sets[level]} stands at level {level} but models {prior.level}")
     return vqvae, priors
+
+
+def settings_of(
+    model: str,
+    name: str,
+    hps: Mapping[str, Any] | None = None,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+    restored: bool = True,
+    must_exist: bool = False,
+) -> Hyperparams:
+    """The settings of one part of a model, with the place of its weights; the arguments are :func:`make_model`'s.
+
+    Args:
+        name: the part's set.
+        restored: take from the part's checkpoint what it was trained with.
+        must_exist: refuse weights that are not there.
+
+    Raises:
+        UserError: as :func:`make_model`.
+    """
+    codec_set = parts_of(model, [name])[0]
+    overrides = dict(hps or {})
+    key = "restore_vqvae" if name == codec_set else "restore_prior"
+    values = setup_hparams(dict.fromkeys((codec_set, name)), overrides, f"model {model!r}")
+    given = (checkpoints or {}).get(name)
+    values[key] = given or _weights_of(name, key, values, overrides, must_exist=must_exist)
+    if restored:
+        _as_trained(values, values[key], "vqvae" if name == codec_set else "prior", overrides)
+    return values
 
 
 def _weights_of(
@@ -257,9 +290,11 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     saved = content.get("hps")
     if content.get("kind") != kind or not isinstance(saved, Mapping):
         return
-    for key in architecture_keys(kind, saved):
+    for key in (*architecture_keys(kind, saved), *_OF_LYRICS):
         if key in saved and key in values and key not in overrides:
             values[key] = saved[key]
+    if LABEL_IDS in saved:
+        values[LABEL_IDS] = saved[LABEL_IDS]
 
 
 @contextmanager
@@ -274,6 +309,81 @@ def _ready(model: _Model, device: torch.device | str, training: bool) -> _Model:
     if not training:
         model.requires_grad_(False)
     return model.to(device).train(training)
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+def tables_of(path: str, version: int) -> LabelTables | None:
+    """The id tables of the prior whose weights are at ``path``: those in its checkpoint, or beside it.
+
+    Tables beside published weights are fetched as these are; all ranks call it together.
+
+    Args:
+        path: a file, an address under :data:`REMOTE_PREFIX`, or empty.
+        version: of the tables, 2 or 3.
+
+    Raises:
+        UserError: tables that are there cannot be read.
+    """
+    if not path:
+        return None
+    if not path.startswith(REMOTE_PREFIX):
+        local = Path(path)
+        saved = _read(local, verify=False).get("hps") if local.is_file() else None
+        if isinstance(saved, Mapping) and LABEL_IDS in saved:
+            return LabelTables.from_plain(saved[LABEL_IDS])
+    found = []
+    for name in table_files(version):
+        beside = f"{path.rpartition('/')[0]}/{name}" if "/" in path else name
+        try:
+            found.append(fetch(beside))
+        except UserError:
+            return None
+        if not found[-1].is_file():
+            return None
+    return LabelTables.read(found[0], found[1], version)
+
+
+def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] | None = None) -> Labeller | None:
+    """The labeller of a prior for sampling; None for a prior without labels. All ranks call it together.
+
+    Args:
+        hps: the prior's settings (:func:`settings_of`). ``label_tables`` counts where its checkpoint has no tables.
+        prior: its sizes are enough.
+        notice: hears of names that the tables don't know.
+
+    Raises:
+        UserError: there are no tables, or they hold more names than the prior.
+    """
+    if not prior.label_width:
+        return None
+    complete_vocabulary(hps)
+    version, path = version_of(hps), str(hps.restore_prior)
+    if LABEL_IDS in hps:
+        tables: LabelTables | None = LabelTables.from_plain(hps[LABEL_IDS])
+    elif hps.label_tables:
+        tables = LabelTables.read_folder(hps.label_tables, version)
+    else:
+        tables = tables_of(path, version)
+    if tables is None:
+        artist, genre = table_files(version)
+        place = fetch_target(path).parent
+        raise UserError(
+            f"{path or 'this prior'}: nothing tells which numbers its artists and genres have: put {artist} and "
+            f"{genre} into {place}, or give --label_tables=FOLDER (for published models they lie in jukebox/data/ids of "
+            "the Jukebox release)"
+        )
+    tables.check_fits(hps.y_bins)
+    trained = prior.config.n_vocab
+    if prior.n_tokens and not prior.config.copy_input and trained != hps.n_vocab:
+        raise UserError(
+            f"{path or 'this prior'}: was trained with a vocabulary of {trained} symbols, and {hps.lyrics_vocab!r} has "
+            f"{hps.n_vocab}: give the --lyrics_vocab that it was trained with"
+        )
+    labeller = labeller_of(hps, sample_length=prior.sample_length, tables=tables, notice=notice)
+    assert labeller.width == prior.label_width, (labeller.width, prior.label_width)
+    return labeller
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -424,10 +534,7 @@ def fetch(path: str) -> Path:
         if "://" in path:
             raise UserError(f"{path}: only addresses under {REMOTE_PREFIX} are downloaded; give a file instead")
         return Path(path)
-    relative = PurePosixPath(path.removeprefix(REMOTE_PREFIX))
-    if ".." in relative.parts or not relative.name:
-        raise UserError(f"{path}: not the address of a file")
-    target = cache_folder() / relative
+    target = fetch_target(path)
     problem = None
     if world().local_rank == 0 and not target.is_file():
         try:
@@ -439,6 +546,20 @@ def fetch(path: str) -> Path:
     if problems:
         raise UserError(problems[0])
     return target
+
+
+def fetch_target(path: str) -> Path:
+    """Where the file of an address is kept, or ``path`` itself if it is none.
+
+    Raises:
+        UserError: an address that names no file.
+    """
+    if not path.startswith(REMOTE_PREFIX):
+        return Path(path)
+    relative = PurePosixPath(path.removeprefix(REMOTE_PREFIX))
+    if ".." in relative.parts or not relative.name:
+        raise UserError(f"{path}: not the address of a file")
+    return cache_folder() / relative
 
 
 def _download(address: str, target: Path) -> None:

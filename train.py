@@ -18,13 +18,16 @@ from typing import Any
 
 import torch
 
-from hparams import training_command
-from make_models import fetch, fingerprint, make_prior, make_vqvae
+from hparams import metadata_hook, training_command
+from make_models import fetch, fingerprint, make_prior, make_vqvae, tables_of
 from songbloom import distributed
 from songbloom.data.dataset import ChunkDataset
+from songbloom.data.labels import Labeller
+from songbloom.data.metadata import Hook, described
 from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
+from songbloom.training.labelling import complete_labels, complete_vocabulary, labeller_of, version_of
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
 from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
@@ -57,12 +60,18 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     if folder.is_dir():
         claim(folder)
 
+    if kind == "prior":
+        complete_vocabulary(hps)
     beginning = find_beginning(folder, hps, kind)
     if not hps.train and beginning.content is None and not hps[restore_key(kind)]:
         raise UserError(f"--test without --train: there are no trained weights in {folder}; give --{restore_key(kind)}")
+    hook = metadata_hook(hps.get_metadata)
+    if kind == "prior" and hps.labels:
+        find_labels(hps, beginning, hook)
     task = make_task(hps, beginning, device)
-    train_set = ChunkDataset(hps, split="train")
-    test_set = ChunkDataset(hps, split="test") if hps.test else None
+    labels: dict[str, Any] = {"labeller": task.labeller, "get_metadata": hook}
+    train_set = ChunkDataset(hps, split="train", **labels)
+    test_set = ChunkDataset(hps, split="test", **labels) if hps.test else None
     if kind == "vqvae":
         saved = beginning.content["hps"].get("bandwidth") if beginning.content is not None else None
         hps.bandwidth = task.model.bandwidth = saved or measure_bandwidth(train_set, sample_rate=hps.sr)
@@ -75,6 +84,20 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         task.model.compile()
     say(describe(hps, state))
     return Trainer(state, folder, train_set, test_set)
+
+
+def find_labels(hps: Hyperparams, beginning: Beginning, hook: Hook | None) -> None:
+    """Settle the numbers of artists and genres, and with them ``hps.y_bins``; all ranks call it together."""
+    saved = (beginning.content or {}).get("hps", {})
+    near = None
+    if beginning.content is None and not hps.label_tables:
+        near = tables_of(hps.restore_prior, version_of(hps))
+    complete_labels(
+        hps,
+        saved,
+        lambda: described(hps.audio_files_dir or None, hps.data_jsonl or None, hook),
+        beside=lambda version: near,
+    )
 
 
 def choose_matrix_products(hps: Hyperparams) -> None:
@@ -109,7 +132,10 @@ def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> T
             f"{beginning.path}: was trained on the codes of another codec than {hps.restore_vqvae}; "
             "give that codec, or another --name to train anew"
         )
-    return PriorTask(prior, vqvae, hps, resolve_precision(hps, device, say))
+    labeller: Labeller | None = None
+    if hps.labels:
+        labeller = labeller_of(hps, sample_length=prior.sample_length)
+    return PriorTask(prior, vqvae, hps, resolve_precision(hps, device, say), labeller)
 
 
 def given(hps: Hyperparams) -> dict[str, Any]:

@@ -520,7 +520,9 @@ _CONDITIONER = (
     "cond_res_scale",
 )
 _LABELS = ("y_bins", "t_bins", "max_bow_genre_size", "labels_v3", "min_duration", "max_duration")
-_LYRICS = ("n_tokens", "n_vocab", "single_enc_dec", "copy_input")
+_LYRICS = ("n_tokens", "n_vocab", "lyrics_vocab", "single_enc_dec", "copy_input")
+# Values that stand for "as the data have it": beside them a checkpoint may have any.
+_DERIVED: dict[str, Any] = {"y_bins": 0, "n_vocab": 0, "max_bow_genre_size": None, "lyrics_vocab": ""}
 _LYRICS_ENCODER = (
     *("prime_width", "prime_depth", "prime_heads", "prime_attn_order", "prime_blocks", "prime_spread"),
     *("prime_m_attn", "prime_m_mlp", "prime_res_scale"),
@@ -540,7 +542,7 @@ def architecture_keys(kind: str, hps: Mapping[str, Any]) -> tuple[str, ...]:
         keys += _CONDITIONER
     if hps.get("labels"):
         keys += _LABELS
-    if hps.get("use_tokens") and hps.get("n_tokens"):
+    if (hps.get("use_tokens") or hps.get("single_enc_dec")) and hps.get("n_tokens"):
         keys += _LYRICS if hps.get("single_enc_dec") else _LYRICS + _LYRICS_ENCODER
     return keys
 
@@ -561,6 +563,7 @@ def compare_architecture(saved: Mapping[str, Any], current: Mapping[str, Any], k
         f"{key} is {_show(_tuples(saved[key]))} in the checkpoint, {_show(_tuples(current[key]))} asked for"
         for key in keys
         if key in saved and key in current and _comparable(key, saved) != _comparable(key, current)
+        if not (key in _DERIVED and _DERIVED[key] in (saved[key], current[key]))
     ]
 
 

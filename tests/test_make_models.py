@@ -356,7 +356,6 @@ class TestModels:
             ({"model": "tiny", "levels": [2]}, "has levels 0 to 1, no level 2"),
             ({"model": "tiny", "checkpoints": {"x": "y"}}, "has no part named 'x'"),
             ({"model": "tiny", "hps": {"sample_lenght": 1}}, r"model 'tiny': no option is named 'sample_lenght'"),
-            ({"model": "5b"}, "labels"),
         ],
     )
     def test_mistakes(self, arguments: dict[str, Any], message: str) -> None:

@@ -99,19 +99,28 @@ def timed_text(song: Song) -> TimedText | None:
     Raises:
         UserError: what is there cannot be read; names the file or song.
     """
-    from songbloom.lyrics.timing import from_phrases, read_timed
-
     if song.extra.get(PHRASES):
+        from songbloom.lyrics.timing import from_phrases
+
         try:
             return from_phrases(song.extra[PHRASES])
         except UserError as error:
             raise UserError(f"{song.path}: {error}") from error
+    path = _timed_path(song)
+    if path is None:
+        return None
+    from songbloom.lyrics.timing import read_timed
+
+    return read_timed(path)
+
+
+def _timed_path(song: Song) -> Path | None:
     for key in TIMED_PATHS:
         named = song.extra.get(key)
         if named is None:
             continue
         if not isinstance(named, str) or not named:
             raise UserError(f"{song.path}: {key} must be the path of a file, not {named!r}")
-        return read_timed((song.folder or song.path.parent) / Path(named).expanduser())
+        return (song.folder or song.path.parent) / Path(named).expanduser()
     beside = song.path.with_suffix(".lrc")
-    return read_timed(beside) if beside.is_file() else None
+    return beside if beside.is_file() else None

@@ -56,7 +56,7 @@ class Logger:
 
     def settings(self, hps: Mapping[str, Any], step: int = 0) -> None:
         """Write the merged hyperparameters as a table."""
-        rows = "\n".join(f"| {key} | {value!r} |" for key, value in sorted(hps.items()))
+        rows = "\n".join(f"| {key} | {value!r:.300} |" for key, value in sorted(hps.items()))
         self.text("hps", f"| key | value |\n|---|---|\n{rows}", step)
 
     def audio(self, tag: str, audio: Tensor, step: int) -> None:

@@ -26,7 +26,7 @@ from songbloom.training.logger import Averages, Logger, Progress
 from songbloom.training.optim import clipped_scale, gradient_norm
 from songbloom.training.state import TrainingState
 from songbloom.training.stopping import Interruption
-from songbloom.training.tasks import evaluating
+from songbloom.training.tasks import Batch, evaluating
 
 TIME_IS_UP = "its time is used up (budget_minutes)"
 HOPELESS = 200  # steps skipped in a row after which training gives up
@@ -102,13 +102,13 @@ class Trainer:
             return
         self.task.train()
         self.progress.pause()
-        audio = None
+        batch = None
         while not self.finished:
             if state.position.epoch >= self.hps["epochs"]:
                 self.finished = f"{self.hps['epochs']} epochs are done"
                 break
-            for audio in self._batches(self.train_set, state.position.epoch, state.position.batch, shuffle=True):
-                self._batch(audio)
+            for batch in self._batches(self.train_set, state.position.epoch, state.position.batch, shuffle=True):
+                self._batch(batch)
                 if self.finished:
                     break
             else:
@@ -116,9 +116,9 @@ class Trainer:
                 state.position.batch = 0
                 if self.hps["test"] and state.position.epoch < self.hps["epochs"]:
                     self._evaluate()
-        self._end(audio)
+        self._end(batch)
 
-    def _end(self, audio: Tensor | None) -> None:
+    def _end(self, batch: Batch | None) -> None:
         self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
         wanted = (self.state.step, self.interruption.signal is None)
         if self.hps["save"] and self._saved < wanted:
@@ -126,14 +126,14 @@ class Trainer:
         if self.interruption.signal is not None:
             return
         if self.state.step % self.hps["log_steps"]:
-            self._log(audio)  # what a run shorter than log_steps, or its last part, would not have told
+            self._log(batch)  # what a run shorter than log_steps, or its last part, would not have told
         if self.hps["test"]:
             self._evaluate()
-        if audio is not None:
-            self._examples(audio, samples=bool(self.hps["sample_iters"]))
+        if batch is not None:
+            self._examples(batch, samples=bool(self.hps["sample_iters"]))
 
-    def _batches(self, dataset: Any, epoch: int, skip: int, *, shuffle: bool) -> Iterator[Tensor]:
-        """Audio ``[N, T, 1]`` of each batch, on the device."""
+    def _batches(self, dataset: Any, epoch: int, skip: int, *, shuffle: bool) -> Iterator[Batch]:
+        """Each batch, on the device."""
         loader = make_loader(
             dataset,
             batch=self.hps["bs"],
@@ -150,8 +150,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             batches = iter(loader)
             first = list(itertools.islice(batches, 1))
-        for batch in itertools.chain(first, batches):
-            yield batch["audio"].to(self.world.device, non_blocking=True)
+        for items in itertools.chain(first, batches):
+            yield Batch.of(items, self.world.device)
         replaced = int(distributed.all_reduce_(torch.tensor(loader.replaced, device=self.world.device)))
         if replaced:
             self.progress.say(f"epoch {epoch}: {replaced} chunks could not be read; others stood in")
@@ -167,17 +167,17 @@ class Trainer:
         for p in self.state.parameters:
             p.grad = None
 
-    def _batch(self, audio: Tensor) -> None:
+    def _batch(self, batch: Batch) -> None:
         """Take in one batch; every ``iters_before_update``-th completes an optimiser step."""
         last = self._micro + 1 == self.accumulate
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.module, DistributedDataParallel):
                 stack.enter_context(self.module.no_sync())
-            loss, metrics = self.module(*self.task.prepare(audio))
+            loss, metrics = self.module(*self.task.prepare(batch.audio, batch.labels))
             self._hear_flags(loss)
             if not self._bad:
                 (loss * (self.state.scaler.scale / self.accumulate)).backward()
-                self._pending.append(({"loss": loss.detach(), **metrics}, len(audio)))
+                self._pending.append(({"loss": loss.detach(), **metrics}, len(batch)))
         self.state.position.batch += 1
         self._micro += 1
         if last:
@@ -185,7 +185,7 @@ class Trainer:
             stop, save = self._wants_stop, self._wants_save
             self._begin_group()
             if stepped:
-                self._after_step(audio, save)
+                self._after_step(batch, save)
             if stop and not self.finished:
                 signalled = self.interruption.signal is not None
                 self.finished = "interrupted" if signalled else TIME_IS_UP
@@ -241,19 +241,19 @@ class Trainer:
             )
         return False
 
-    def _after_step(self, audio: Tensor, save_due: bool) -> None:
+    def _after_step(self, batch: Batch, save_due: bool) -> None:
         """Log, save and sample where it is time to, and see whether training is over."""
         step, hps = self.state.step, self.hps
         self.progress.step(step)
         if step % hps["log_steps"] == 0:
-            self._log(audio)
+            self._log(batch)
         over = self._is_over()
         numbered = step % hps["save_iters"] == 0
         if hps["save"] and (numbered or save_due):
             self._save(numbered=numbered)
         sampling = bool(hps["sample_iters"]) and step % hps["sample_iters"] == 0
         if (numbered or sampling) and not over:
-            self._examples(audio, samples=sampling)
+            self._examples(batch, samples=sampling)
 
     def _is_over(self) -> bool:
         """Whether no further step is to be taken; says why in ``finished``."""
@@ -271,7 +271,7 @@ class Trainer:
         self._saved = (self.state.step, numbered)
         self.progress.pause()
 
-    def _log(self, audio: Tensor | None) -> None:
+    def _log(self, batch: Batch | None) -> None:
         """Average what was gathered over ranks, write it and tell the important part."""
         state = self.state
         values = state.window.take()
@@ -281,21 +281,21 @@ class Trainer:
         values["skipped_steps"] = float(state.skipped)
         values["steps_per_second"] = self.progress.steps_per_second
         rate = ""
-        if audio is not None:
-            a_step = self.task.amount(audio) * self.accumulate * self.world.size
+        if batch is not None:
+            a_step = self.task.amount(batch.audio) * self.accumulate * self.world.size
             speed = a_step * self.progress.steps_per_second
             values[f"{self.task.unit.replace('-', '_')}_per_second"] = speed
             rate = f"{speed:.4g} {self.task.unit}/s"
         self.logger.scalars(values, state.step)
         self.progress.set(state.step, state.position.epoch, values, rate)
 
-    def _examples(self, audio: Tensor, *, samples: bool) -> None:
+    def _examples(self, batch: Batch, *, samples: bool) -> None:
         """Log inputs, reconstructions and, if ``samples``, new items, all with averaged weights (rank 0)."""
         with evaluating(self.task), self._averaged():
             if self.world.is_main:
-                self.task.log_inputs(self.logger, self.state.step, audio)
+                self.task.log_inputs(self.logger, self.state.step, batch)
                 if samples:
-                    self.task.log_samples(self.logger, self.state.step, audio)
+                    self.task.log_samples(self.logger, self.state.step, batch)
                 self.logger.flush()
         distributed.barrier()
         self.progress.pause()
@@ -309,10 +309,10 @@ class Trainer:
         """Averages of ``test_*`` metrics over the test set, with averaged weights; logged and told."""
         averages = Averages()
         with evaluating(self.task), self._averaged():
-            for number, audio in enumerate(self._batches(self.test_set, 0, 0, shuffle=False)):
-                loss, metrics = self.task(*self.task.prepare(audio))
+            for number, batch in enumerate(self._batches(self.test_set, 0, 0, shuffle=False)):
+                loss, metrics = self.task(*self.task.prepare(batch.audio, batch.labels))
                 named = {"test_loss": loss, **{f"test_{k}": v for k, v in metrics.items()}}
-                averages.add(named, 0 if self._is_filling(number) else len(audio))
+                averages.add(named, 0 if self._is_filling(number) else len(batch))
         values = averages.take()
         self.logger.scalars(values, self.state.step)
         shown = [f"{k} {values[f'test_{k}']:.4g}" for k in self.task.shown if f"test_{k}" in values]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,30 @@ from torch import Tensor, nn
 from songbloom.training.logger import Logger
 from songbloom.training.precision import Precision
 
+if TYPE_CHECKING:
+    from songbloom.data.labels import Labeller
+
 Inputs = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the loader gives: audio ``[N, T, 1]``, and label vectors int64 ``[N, width]`` or None."""
+
+    audio: Tensor
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, items: Mapping[str, Tensor], device: torch.device) -> Batch:
+        """Stacked items of a data set; the audio on the device, labels on the CPU, where priors look through them."""
+        return cls(items["audio"].to(device, non_blocking=True), items.get("labels"))
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    def first(self, number: int) -> Batch:
+        """The first items."""
+        return Batch(self.audio[:number], None if self.labels is None else self.labels[:number])
 
 
 class Task(nn.Module):
@@ -29,6 +53,7 @@ class Task(nn.Module):
         hps: hyperparameters.
         precision: what to compute with.
         shown: metrics for the line of progress, in order.
+        labeller: made the label vectors of the batches, if there are any.
         unit: what :meth:`amount` counts.
     """
 
@@ -40,12 +65,13 @@ class Task(nn.Module):
         super().__init__()
         self.model: Any = model
         self.hps = hps
+        self.labeller: Labeller | None = None
         self.precision = precision or Precision()
         if self.precision.half_parameters:
             halve_matrices(model)
 
-    def prepare(self, audio: Tensor) -> Inputs:
-        """Audio ``[N, T, 1]`` on the device → what :meth:`forward` takes; no gradients."""
+    def prepare(self, audio: Tensor, labels: Tensor | None = None) -> Inputs:
+        """Audio ``[N, T, 1]`` and label vectors on the device → what :meth:`forward` takes; no gradients."""
         return (audio,)
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,10 +82,10 @@ class Task(nn.Module):
         """How much of ``unit`` a batch holds."""
         raise NotImplementedError
 
-    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
+    def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
         """Log what went in and what the model makes of it (rank 0; the model is in eval mode, weights averaged)."""
 
-    def log_samples(self, logger: Logger, step: int, audio: Tensor) -> None:
+    def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
         """Log new items drawn from the model (rank 0; the model is in eval mode, weights averaged)."""
 
     def codebook_state(self) -> dict[str, Any] | None:
@@ -124,8 +150,8 @@ class VQVAETask(Task):
         return audio.shape[0] * audio.shape[1] / self.hps["sr"]
 
     @torch.no_grad()
-    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
-        audio = audio[: logger.max_log]
+    def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
+        audio = batch.audio[: logger.max_log]
         logger.audio("train_x_in", audio, step)
         for level, heard in enumerate(self.model.reconstruct(audio)):
             logger.audio(f"train_x_ds_start_{level}", heard, step)
@@ -148,16 +174,25 @@ class PriorTask(Task):
         vqvae: the codec, frozen here and put into eval mode.
         hps: hyperparameters.
         precision: what the transformer computes with.
+        labeller: made the label vectors of the batches, if there are any.
     """
 
     kind = "prior"
-    shown = ("loss", "bpd", "gn")
+    shown: tuple[str, ...] = ("loss", "bpd", "gn")
     unit = "tokens"
 
     def __init__(
-        self, prior: nn.Module, vqvae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None
+        self,
+        prior: nn.Module,
+        vqvae: nn.Module,
+        hps: Mapping[str, Any],
+        precision: Precision | None = None,
+        labeller: Labeller | None = None,
     ) -> None:
         super().__init__(prior, hps, precision)
+        self.labeller = labeller
+        if labeller is not None and labeller.n_tokens:
+            self.shown = ("loss", "gen_loss", "prime_loss", "gn")
         vqvae.eval()
         for p in vqvae.parameters():
             p.requires_grad_(False)
@@ -169,43 +204,56 @@ class PriorTask(Task):
         return self._codec[0]
 
     @torch.no_grad()
-    def prepare(self, audio: Tensor) -> Inputs:
-        """Audio ``[N, T, 1]`` → codes of this prior's level ``[N, n_ctx]``, and those above or None."""
+    def prepare(self, audio: Tensor, labels: Tensor | None = None) -> Inputs:
+        """Audio ``[N, T, 1]`` → codes of this prior's level ``[N, n_ctx]``, those above or None, and the labels."""
         prior = self.model
         level = prior.level
         above = level + 1 < self.vqvae.levels
         # One item at a time: the codec's activations are long, and codes do not depend on the batch.
         codes = self.vqvae.encode(audio, start_level=level, end_level=level + 1 + above, bs_chunks=len(audio))
-        return codes[0], codes[1] if above else None
+        return codes[0], codes[1] if above else None, labels
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(codes [N, n_ctx], upper codes or None)`` → loss in bits a code, and metrics."""
-        codes, upper = inputs
-        return self.model(codes, upper, precision=self.precision.compute)
+        """``(codes [N, n_ctx], upper codes or None, labels or None)`` → loss in bits a code, and metrics."""
+        codes, upper, labels = inputs
+        return self.model(codes, upper, labels, precision=self.precision.compute)
 
     def amount(self, audio: Tensor) -> float:
         prior = self.model
         return float(len(audio) * prior.n_ctx)
 
     @torch.no_grad()
-    def log_inputs(self, logger: Logger, step: int, audio: Tensor) -> None:
-        audio = audio[: logger.max_log]
+    def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
+        audio = batch.audio[: logger.max_log]
         prior = self.model
+        self._log_labels(logger, step, "train_labels", batch.first(logger.max_log).labels)
         logger.audio("train_x_in", audio, step)
         for level in range(prior.level, self.vqvae.levels):
             codes = self.vqvae.encode(audio, start_level=level, end_level=level + 1, bs_chunks=len(audio))
             heard = self.vqvae.decode(codes, start_level=level, end_level=level + 1, bs_chunks=len(audio))
             logger.audio(f"train_x_ds_start_{level}", heard, step)
 
+    def _log_labels(self, logger: Logger, step: int, tag: str, labels: Tensor | None) -> None:
+        if labels is None or self.labeller is None:
+            return
+        for i, y in enumerate(labels.cpu()):
+            said = self.labeller.describe(y)
+            at = f"{int(y[1]) / self.hps['sr']:.1f} s of {int(y[0]) / self.hps['sr']:.1f} s"
+            words = f"\n\n```\n{said['lyrics']}\n```" if said["lyrics"] else ""
+            logger.text(f"{i}/{tag}", f"{said['artist']}, {said['genre']}, at {at}{words}", step)
+
     @torch.no_grad()
-    def log_samples(self, logger: Logger, step: int, audio: Tensor) -> None:
-        """``bs_sample`` items at temperature 1, on the codes above of the batch where there are any."""
+    def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
+        """``bs_sample`` items at temperature 1, on the codes above and the labels of the batch where there are any."""
         prior = self.model
-        number = min(self.hps["bs_sample"], len(audio)) if prior.cond_downsample else self.hps["bs_sample"]
-        upper = self.prepare(audio[:number])[1] if prior.cond_downsample else None
+        bound = prior.cond_downsample or batch.labels is not None
+        number = min(self.hps["bs_sample"], len(batch)) if bound else self.hps["bs_sample"]
+        labels = batch.first(number).labels
+        upper = self.prepare(batch.audio[:number])[1] if prior.cond_downsample else None
         seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
         generators = [torch.Generator().manual_seed(seed * 1009 + item) for item in range(number)]
-        codes = prior.sample(number, upper_codes=upper, temperature=1.0, generators=generators)
+        codes = prior.sample(number, upper_codes=upper, labels=labels, temperature=1.0, generators=generators)
+        self._log_labels(logger, step, "sample_labels", labels)
         levels = [(prior.level, codes, "sample_x_T1")]
         if upper is not None:
             levels.append((prior.level + 1, upper, f"sample_x_ds_start_{prior.level + 1}"))
