@@ -43,6 +43,45 @@ def _loss_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
+def check_request(
+    n_samples: int,
+    prompt: Tensor | None,
+    total: int,
+    *,
+    n_ctx: int,
+    bins: int,
+    chunk_size: int | None,
+    out: Tensor | None,
+    preds: Tensor | None,
+) -> int:
+    """The prompt's length, after all that can be wrong with a request to a model of ``n_ctx`` tokens of ``bins`` kinds
+    has been looked at; the other arguments are those of :meth:`AutoregressiveModel.sample_steps`.
+
+    Raises:
+        UserError: names what cannot be met.
+    """
+    if n_samples < 1:
+        raise UserError(f"n_samples is {n_samples}: at least 1 item must be sampled")
+    if not 0 < total <= n_ctx:
+        raise UserError(f"sample_tokens is {total}: it must be between 1 and n_ctx = {n_ctx}")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size is {chunk_size}: at least 1 position must be fed at once")
+    for name, given, shape in (("out", out, [n_samples, total]), ("preds", preds, [n_samples, total, bins])):
+        if given is not None and list(given.shape) != shape:
+            raise UserError(f"{name} has shape {list(given.shape)} instead of {shape}")
+    if prompt is None:
+        return 0
+    if prompt.ndim != 2 or len(prompt) != n_samples:
+        raise UserError(f"a prompt of shape {list(prompt.shape)} for {n_samples} samples: it must be [{n_samples}, p]")
+    if prompt.shape[1] > total:
+        raise UserError(f"the prompt has {prompt.shape[1]} tokens, more than the {total} to be sampled")
+    if prompt.numel():
+        lowest, highest = int(prompt.min()), int(prompt.max())
+        if lowest < 0 or highest >= bins:
+            raise UserError(f"the prompt holds codes from {lowest} to {highest}: this model knows 0 to {bins - 1}")
+    return prompt.shape[1]
+
+
 class AutoregressiveModel(nn.Module):
     """p(token t | tokens before t, conditions), for sequences of ``n_ctx`` tokens of ``bins`` kinds.
 
@@ -239,7 +278,9 @@ class AutoregressiveModel(nn.Module):
             How many positions of ``out`` are valid: the prompt's length at first, ``sample_tokens`` at the end.
         """
         total = self.n_ctx if sample_tokens is None else sample_tokens
-        known = self._check_request(n_samples, prompt, total, chunk_size, out, preds)
+        known = check_request(
+            n_samples, prompt, total, n_ctx=self.n_ctx, bins=self.bins, chunk_size=chunk_size, out=out, preds=preds
+        )
         check_sampling(temperature, top_k, top_p)
         generators = item_generators(n_samples, temperature, generators)
         tokens = out if out is not None else self.positions.new_empty((n_samples, total), dtype=torch.int64)
@@ -364,38 +405,3 @@ class AutoregressiveModel(nn.Module):
             packed = PackedLinear(weight, weight.new_zeros(self.bins))
             return lambda hidden: packed(hidden.flatten(0, 1)).view(*hidden.shape[:2], self.bins)
         return lambda hidden: F.linear(hidden, weight)
-
-    def _check_request(
-        self,
-        n_samples: int,
-        prompt: Tensor | None,
-        total: int,
-        chunk_size: int | None,
-        out: Tensor | None,
-        preds: Tensor | None,
-    ) -> int:
-        """The prompt's length, after all that can be wrong with a request has been looked at."""
-        if n_samples < 1:
-            raise UserError(f"n_samples is {n_samples}: at least 1 item must be sampled")
-        if not 0 < total <= self.n_ctx:
-            raise UserError(f"sample_tokens is {total}: it must be between 1 and n_ctx = {self.n_ctx}")
-        if chunk_size is not None and chunk_size < 1:
-            raise UserError(f"chunk_size is {chunk_size}: at least 1 position must be fed at once")
-        for name, given, shape in (("out", out, [n_samples, total]), ("preds", preds, [n_samples, total, self.bins])):
-            if given is not None and list(given.shape) != shape:
-                raise UserError(f"{name} has shape {list(given.shape)} instead of {shape}")
-        if prompt is None:
-            return 0
-        if prompt.ndim != 2 or len(prompt) != n_samples:
-            raise UserError(
-                f"a prompt of shape {list(prompt.shape)} for {n_samples} samples: it must be [{n_samples}, p]"
-            )
-        if prompt.shape[1] > total:
-            raise UserError(f"the prompt has {prompt.shape[1]} tokens, more than the {total} to be sampled")
-        if prompt.numel():
-            lowest, highest = int(prompt.min()), int(prompt.max())
-            if lowest < 0 or highest >= self.bins:
-                raise UserError(
-                    f"the prompt holds codes from {lowest} to {highest}: this model knows 0 to {self.bins - 1}"
-                )
-        return prompt.shape[1]

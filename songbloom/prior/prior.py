@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from songbloom.errors import UserError
-from songbloom.prior.autoregressive import AutoregressiveModel
+from songbloom.prior.autoregressive import AutoregressiveModel, check_request
 from songbloom.prior.conditioners import UpsamplingConditioner, upsampling_conditioner
 from songbloom.prior.config import PRECISIONS, Codec, PriorConfig, check, dtype_of
 from songbloom.prior.labels import FIXED, LabelConditioner, label_conditioner
@@ -296,24 +296,6 @@ class Prior(nn.Module):
         finally:
             self.train(training)
 
-    def _check_window(self, n_samples: int, prompt: Tensor | None, total: int) -> None:
-        """Whatever is wrong with a request in this model's own numbers: lyric tokens shift the inner model's."""
-        if not 0 < total <= self.n_ctx:
-            raise UserError(f"sample_tokens is {total}: it must be between 1 and n_ctx = {self.n_ctx}")
-        if prompt is None:
-            return
-        if prompt.ndim != 2 or len(prompt) != n_samples:
-            raise UserError(
-                f"a prompt of shape {list(prompt.shape)} for {n_samples} samples: it must be [{n_samples}, p]"
-            )
-        if prompt.shape[1] > total:
-            raise UserError(f"the prompt has {prompt.shape[1]} tokens, more than the {total} to be sampled")
-        if prompt.numel() and not bool(((prompt >= 0) & (prompt < self.l_bins)).all()):
-            raise UserError(
-                f"the prompt holds codes from {int(prompt.min())} to {int(prompt.max())}: this model knows 0 to"
-                f" {self.l_bins - 1}"
-            )
-
     @torch.inference_mode()
     def sample_steps(
         self,
@@ -342,9 +324,10 @@ class Prior(nn.Module):
             How many codes of ``out`` are valid: the prompt's length at first, ``sample_tokens`` at the end.
         """
         total = self.n_ctx if sample_tokens is None else sample_tokens
-        if n_samples < 1:
-            raise UserError(f"n_samples is {n_samples}: at least 1 item must be sampled")
-        self._check_window(n_samples, prompt, total)
+        # In this model's own numbers: those of the inner one are shifted by the lyrics.
+        check_request(
+            n_samples, prompt, total, n_ctx=self.n_ctx, bins=self.l_bins, chunk_size=chunk_size, out=out, preds=preds
+        )
         dtype, device = dtype_of(precision), self.autoregressive.positions.device
         # Everything that is in one mode or the other happens here; decoding has no dropout.
         with self._evaluating():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from songbloom.errors import UserError
 from songbloom.published.jukebox.transformer import from_published, to_published
+from songbloom.transformer import attention
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.patterns import AttentionFunction
 from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
@@ -168,6 +169,38 @@ def test_recording_chosen_layers_only() -> None:
     with model.record_attention({1}) as weights:
         model(inputs(model.config, 0)[0])
     assert {layer: tuple(w.shape) for layer, w in weights.items()} == {1: (2 * 4, 2, 6, 6)}
+
+
+@examples(40)
+@given(configs(), seeds, st.data())
+def test_one_heads_weights_to_the_first_keys(config: TransformerConfig, seed: int, data: st.DataObject) -> None:
+    """Against the weights of all heads to all keys, and for any number of rows at a time."""
+    model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
+    able = [layer for layer, function in enumerate(model.funcs) if function in (0, 6, 7)]
+    if not able:
+        return
+    layers = data.draw(st.lists(st.sampled_from(able), min_size=1, max_size=3))
+    wanted = [(layer, data.draw(st.integers(0, config.heads - 1))) for layer in layers]
+    first = data.draw(st.integers(config.prime_len or 0, config.n_ctx - 1)) if config.n_ctx > config.prime_len else None
+    if first is None:
+        return
+    keys = config.encoder_dims if set(model.funcs) & {6} else max(1, config.prime_len)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "WEIGHT_ROWS", data.draw(st.integers(1, 60)))
+        found = model.head_weights(x, encoder_kv, wanted=wanted, first_query=first, keys=keys)
+    with torch.no_grad(), model.record_attention() as weights:
+        model(x, encoder_kv)
+    assert found.shape == (len(wanted), 2, config.n_ctx - first, keys)
+    for place, (layer, head) in enumerate(wanted):
+        start = first - (config.prime_len if model.funcs[layer] == AttentionFunction.PRIME else 0)
+        want = weights[layer][:, head, start:, :keys]
+        torch.testing.assert_close(found[place, ..., : want.shape[-1]], want, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_sparse_functions_are_refused() -> None:
+    model = transformer(TransformerConfig(**SMALL), 0)
+    with pytest.raises(ValueError, match="function 1 has no weights"):
+        model.head_weights(inputs(model.config, 0)[0], wanted=[(0, 0)], keys=3)
 
 
 @pytest.mark.parametrize(
