@@ -1,0 +1,133 @@
+"""``python -m songbloom.lyrics show FILE``: what a vocabulary makes of words, line by line.
+
+Prints each line as text, reading, phonemes and ids, with times where the file has them, and names what is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from songbloom.errors import UserError, did_you_mean
+from songbloom.lyrics.timed_text import TimedText, read_lines
+from songbloom.lyrics.timing import SUFFIXES, read_timed, token_times
+from songbloom.lyrics.tokens import Tokens
+from songbloom.lyrics.vocabulary import ENGLISH_RULES, NAMES, READINGS, vocabulary
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        near = ""
+        if message.startswith("unrecognized"):
+            near = did_you_mean(unknown, [name for name in self._option_string_actions if name.startswith("--")])
+        raise UserError(f"{message}{near}; --help lists the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m songbloom.lyrics", description="Words as a model sees them.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    show = commands.add_parser(
+        "show",
+        help="print text, reading, phonemes and ids line by line",
+        description="Print text, reading, phonemes and ids of a song's words line by line, and what is left out.",
+        allow_abbrev=False,
+    )
+    show.add_argument("file", metavar="FILE", help=f"a text file, a timed one ({' '.join(SUFFIXES)}), or - for stdin")
+
+    def option(name: str, **more: object) -> None:
+        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        show.add_argument(*spellings, dest=name, **more)  # type: ignore[arg-type]
+
+    option("lyrics_vocab", default="ja_phonemes", metavar="NAME", help=f"{', '.join(NAMES)} (default ja_phonemes)")
+    option("english", default="katakana", metavar="RULE", help=f"English words in Japanese: {', '.join(ENGLISH_RULES)}")
+    option("reading", default="auto", metavar="RULE", help=f"how Japanese is read: {', '.join(READINGS)}")
+    option("times", default="", metavar="FILE", help="a timed file of the same song")
+    return parser
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print a song's words as the vocabulary sees them."""
+    words = vocabulary(options.lyrics_vocab)
+    text, timed = _read(options.file)
+    if options.times:
+        timed = read_timed(options.times)
+    rules = {"english": options.english, "reading": options.reading}
+    tokens = words.tokenize(text, **rules)
+    times = None if timed is None else token_times(tokens, timed)
+    rows: list[tuple[str, Tokens]] = [("ids", tokens)]
+    if words.is_japanese:
+        rows = [
+            ("reading", vocabulary("ja_kana").tokenize(text, **rules)),
+            ("phonemes", vocabulary("ja_phonemes").tokenize(text, **rules)),
+            *rows,
+        ]
+    start = 0
+    for line in text.splitlines(keepends=True):
+        end = start + len(line)
+        shown = line.strip()
+        if shown:
+            print(_clock(tokens, times, start, end) + shown)
+            for name, row in rows:
+                _print_row(name, row, start, end)
+        start = end
+    print(f"\n{words.name}: {len(tokens)} tokens of {words.n_vocab} kinds, {len(tokens.problems)} problems")
+    for problem in tokens.problems:
+        print(f"  {problem}")
+
+
+def _read(name: str) -> tuple[str, TimedText | None]:
+    if name == "-":
+        return sys.stdin.read(), None
+    path = Path(name)
+    if path.suffix.lower() in SUFFIXES:
+        timed = read_timed(path)
+        if timed.kind == "phonemes":
+            raise UserError(f"{path}: holds phonemes, not words; give the words as FILE and this as --times")
+        return timed.text, timed
+    return "\n".join(read_lines(path)), None
+
+
+def _print_row(name: str, tokens: Tokens, start: int, end: int) -> None:
+    inside = [i for i, (first, _) in enumerate(tokens.spans) if start <= first < end and tokens.symbols[i] != "\n"]
+    if name == "ids":
+        shown = " ".join(str(tokens.ids[i]) for i in inside)
+    else:
+        shown = ("" if name == "reading" else " ").join(tokens.symbols[i] for i in inside)
+    print(f"    {name:<9} {shown}")
+
+
+def _clock(tokens: Tokens, times: list[tuple[float, float] | None] | None, start: int, end: int) -> str:
+    if times is None:
+        return ""
+    inside = [time for time, (first, _) in zip(times, tokens.spans, strict=True) if time and start <= first < end]
+    return f"{inside[0][0]:8.2f} – {inside[-1][1]:.2f} s  " if inside else " " * 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a mistake is one line on stderr and status 2."""
+    try:
+        options = _parser().parse_args(arguments)
+        if options.command is None:
+            _parser().print_help()
+            return 2
+        show(options)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # | head
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(main())

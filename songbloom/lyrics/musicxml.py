@@ -1,0 +1,320 @@
+"""Words and their times in MusicXML scores: tempo, ties, melismas, elisions, repeats with verses, ``.mxl`` archives.
+
+Read with the standard library's parser: nothing is fetched, and entities are not expanded from outside.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from songbloom.errors import UserError
+from songbloom.lyrics.morae import is_kana
+from songbloom.lyrics.score import Measure, Note, Part, unrolled
+from songbloom.lyrics.tags import tag_of
+from songbloom.lyrics.timed_text import Builder, TimedText
+
+DEFAULT_TEMPO = 120.0
+"""Quarter notes a minute where a score has no tempo."""
+_BREATHS = frozenset(("br", "息", "R", "-", ""))
+_BEATS = {"whole": 4.0, "half": 2.0, "quarter": 1.0, "eighth": 0.5, "16th": 0.25, "breve": 8.0}
+_VOICE_NAMES = ("vocal", "lead", "voice", "melody", "ボーカル", "歌")
+_SENTENCE_ENDS = "。！？!?"
+_MOST_BYTES = 64 << 20
+
+
+def read_musicxml(path: str | Path, *, part: str | None = None, repeats: bool = True) -> TimedText:
+    """The words of one part and when they are sung.
+
+    Args:
+        path: a score, ``.musicxml``, ``.xml`` or compressed ``.mxl``.
+        part: the part's id or name; without it the one with the most words, a voice before an instrument.
+        repeats: follow repeats and endings, with the verse whose number is that of the pass; without, each measure once
+            and verse 1.
+
+    Returns:
+        Words with a line end after each sentence and at rests of a beat or more, and rehearsal marks that name a
+        section as structure tags.
+
+    Raises:
+        UserError: with file and, where known, line: it is no MusicXML, or no part has words.
+    """
+    path = Path(path)
+    root = _parse(path)
+    parts = _parts(root, path)
+    chosen = _choose(parts, part, path)
+    measures = max(len(p.measures) for p in parts)
+    order = unrolled(parts, measures) if repeats else [(index, 1) for index in range(measures)]
+    timed = _sing(chosen, parts, order)
+    if not timed.spans:
+        raise UserError(f"{path}: part {chosen.name!r} has no words; is it the right score?")
+    return timed
+
+
+def _parse(path: Path) -> Element:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix.lower() == ".mxl" or content[:2] == b"PK":
+        content = _unzip(path)
+    try:
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path}, line {error.position[0]}: is no XML ({error})") from error
+    for element in root.iter():  # some programs write a namespace
+        element.tag = element.tag.rpartition("}")[2] if isinstance(element.tag, str) else element.tag
+    if root.tag not in ("score-partwise", "score-timewise"):
+        raise UserError(f"{path}: is XML, but no MusicXML score (it is a {root.tag})")
+    return root
+
+
+def _unzip(path: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            wanted = None
+            if "META-INF/container.xml" in names:
+                container = ElementTree.fromstring(archive.read("META-INF/container.xml"))
+                wanted = next((e.get("full-path") for e in container.iter() if e.tag.endswith("rootfile")), None)
+            if wanted is None:
+                scores = (n for n in names if n.endswith((".xml", ".musicxml")) and not n.startswith("META-INF"))
+                wanted = next(scores, "")
+            if archive.getinfo(wanted).file_size > _MOST_BYTES:
+                raise UserError(f"{path}: the score inside is larger than {_MOST_BYTES >> 20} MiB")
+            return archive.read(wanted)
+    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: is no compressed MusicXML ({error})") from error
+
+
+def _parts(root: Element, path: Path) -> list[Part]:
+    names = {p.get("id", ""): (p.findtext("part-name") or "").strip() for p in root.iter("score-part")}
+    columns: dict[str, list[Element]] = {}
+    if root.tag == "score-partwise":
+        for element in root.findall("part"):
+            columns[element.get("id", "")] = element.findall("measure")
+    else:
+        for measure in root.findall("measure"):
+            for element in measure.findall("part"):
+                columns.setdefault(element.get("id", ""), []).append(element)
+    if not columns:
+        raise UserError(f"{path}: the score has no parts")
+    parts = []
+    for key, measures in columns.items():
+        reader = _PartReader(path)
+        parts.append(Part(key, names.get(key, ""), [reader.measure(element) for element in measures]))
+    return parts
+
+
+class _PartReader:
+    """Reads the measures of a part one after another; ``divisions`` last until they change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._divisions = 1.0
+
+    def measure(self, element: Element) -> Measure:
+        measure = Measure()
+        where, last = 0.0, 0.0
+        for child in element:
+            if child.tag == "attributes" and child.find("divisions") is not None:
+                self._divisions = self._number(child.findtext("divisions"), element) or 1.0
+            elif child.tag == "note":
+                length = 0.0 if child.find("grace") is not None else self._length(child, element)
+                start = last if child.find("chord") is not None else where
+                measure.notes.append(_note(child, start, length))
+                if child.find("chord") is None:
+                    last, where = where, where + length
+            elif child.tag in ("backup", "forward"):
+                where += self._length(child, element) * (1 if child.tag == "forward" else -1)
+                where = max(where, 0.0)
+            elif child.tag in ("direction", "sound"):
+                self._direction(child, where, measure)
+            elif child.tag == "barline":
+                _barline(child, measure)
+            measure.length = max(measure.length, where)
+        return measure
+
+    def _direction(self, element: Element, where: float, measure: Measure) -> None:
+        sound = element if element.tag == "sound" else element.find("sound")
+        if element.find("offset") is not None:
+            where = max(where + self._number(element.findtext("offset"), element) / self._divisions, 0.0)
+        tempo = None if sound is None else sound.get("tempo")
+        if tempo is not None:
+            measure.tempos.append((where, self._number(tempo, element)))
+        else:
+            for metronome in element.iter("metronome"):
+                beat = _BEATS.get(metronome.findtext("beat-unit") or "", 0.0)
+                beat *= 1.5 if metronome.find("beat-unit-dot") is not None else 1.0
+                rate = (metronome.findtext("per-minute") or "").strip().strip("ca.= ")
+                if beat and rate.replace(".", "", 1).isdigit():
+                    measure.tempos.append((where, float(rate) * beat))
+        for words in (*element.iter("rehearsal"), *element.iter("words")):
+            measure.marks.append((where, (words.text or "").strip()))
+
+    def _length(self, element: Element, measure: Element) -> float:
+        return self._number(element.findtext("duration") or "0", measure) / self._divisions
+
+    def _number(self, text: str | None, measure: Element) -> float:
+        try:
+            return float(text or "0")
+        except ValueError as error:
+            place = measure.get("number", "?")
+            raise UserError(f"{self._path}, measure {place}: {text!r} is no number") from error
+
+
+def _note(element: Element, start: float, length: float) -> Note:
+    words: dict[str, tuple[str, str]] = {}
+    for lyric in element.findall("lyric"):
+        text = "".join(_lyric_texts(lyric))
+        if text.strip() not in _BREATHS:
+            words.setdefault(lyric.get("number") or "1", (text.strip(), _syllabic(lyric)))
+    is_rest = element.find("rest") is not None
+    tied = any(tie.get("type") == "stop" for tie in element.findall("tie"))
+    return Note(start, length, is_rest, tied, element.findtext("voice") or "1", {} if is_rest else words)
+
+
+def _lyric_texts(lyric: Element) -> Iterator[str]:
+    """Syllables on one note, with what joins them: a blank between two words, nothing within one."""
+    for child in lyric:
+        if child.tag == "text":
+            yield child.text or ""
+        elif child.tag == "elision":
+            yield " " if (child.text or "").strip() in ("", "‿", "_") and (child.text or "") else child.text or ""
+
+
+def _syllabic(lyric: Element) -> str:
+    kinds = [element.text or "" for element in lyric.findall("syllabic")]
+    return kinds[-1] if kinds else "single"
+
+
+def _barline(element: Element, measure: Measure) -> None:
+    repeat = element.find("repeat")
+    if repeat is not None and repeat.get("direction") == "forward":
+        measure.repeat_start = True
+    elif repeat is not None:
+        times = repeat.get("times") or ""
+        measure.repeat_end = int(times) if times.isdigit() else 2
+    ending = element.find("ending")
+    if ending is not None:
+        numbers = tuple(int(n) for n in (ending.get("number") or "").replace(" ", "").split(",") if n.isdigit())
+        if ending.get("type") == "start":
+            measure.ending = numbers
+        else:
+            measure.ending_stops = True
+
+
+def _choose(parts: list[Part], wanted: str | None, path: Path) -> Part:
+    if wanted is not None:
+        for part in parts:
+            if wanted.lower() in (part.key.lower(), part.name.lower()):
+                return part
+        there = ", ".join(f"{p.key} ({p.name})" for p in parts)
+        raise UserError(f"{path}: no part {wanted!r}; there are {there}")
+
+    def rank(part: Part) -> tuple[bool, bool, int]:
+        words = sum(bool(note.words) for measure in part.measures for note in measure.notes)
+        named = any(name in part.name.lower() for name in _VOICE_NAMES)
+        return words > 0, named, words
+
+    return max(parts, key=rank)
+
+
+def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]]) -> TimedText:
+    """Walk through the measures as they are played and note when each syllable is sung."""
+    singer = _Singer()
+    now, tempo = 0.0, DEFAULT_TEMPO
+    first = next((t for p in parts for m in p.measures for t in m.tempos), None)
+    if first is not None:
+        tempo = first[1]  # a score may tell its tempo after an upbeat
+    for index, verse in order:
+        here = [part.measures[index] for part in parts if index < len(part.measures)]
+        changes = sorted(change for measure in here for change in measure.tempos if change[1] > 0)
+        length = max(measure.length for measure in here)
+        clock = _Clock(now, tempo, changes)
+        marks = {mark for measure in here for mark in measure.marks}
+        events: list[tuple[float, int, Note | str]] = [(where, 0, name) for where, name in sorted(marks)]
+        if index < len(chosen.measures):
+            events += [(note.start, 1, note) for note in chosen.measures[index].notes]
+        for where, _, event in sorted(events, key=lambda e: e[:2]):
+            if isinstance(event, str):
+                singer.mark(event)
+            else:
+                singer.note(event, clock.seconds(where), clock.seconds(where + event.length), clock.beat(where), verse)
+        now = clock.seconds(length)
+        tempo = changes[-1][1] if changes else tempo
+    return singer.builder.build()
+
+
+class _Clock:
+    """Seconds of a place in a measure that begins at ``start``, with tempo changes inside."""
+
+    def __init__(self, start: float, tempo: float, changes: list[tuple[float, float]]) -> None:
+        self._start = start
+        self._steps = [(0.0, tempo), *changes]
+
+    def seconds(self, where: float) -> float:
+        passed = self._start
+        for index, (begin, tempo) in enumerate(self._steps):
+            end = self._steps[index + 1][0] if index + 1 < len(self._steps) else float("inf")
+            passed += max(min(where, end) - begin, 0.0) * 60.0 / tempo
+        return passed
+
+    def beat(self, where: float) -> float:
+        """Seconds of a quarter note at a place."""
+        return 60.0 / next(tempo for begin, tempo in reversed(self._steps) if begin <= where or begin == 0.0)
+
+
+class _Singer:
+    """Joins syllables to words and lines."""
+
+    def __init__(self) -> None:
+        self.builder = Builder()
+        self._voice: str | None = None
+        self._end = 0.0
+        self._within_word = False
+        self._open = False  # the last syllable may be held by notes without words
+        self._rest = 0.0
+
+    def mark(self, name: str) -> None:
+        """A section's name above the staff."""
+        tag = tag_of(name)
+        if tag is not None:
+            self._break()
+            self.builder.add(tag + "\n")
+
+    def note(self, note: Note, start: float, end: float, beat: float, verse: int) -> None:
+        """One note or rest, ``start`` to ``end`` seconds; ``beat``: seconds of a quarter note there."""
+        if note.rest:
+            if note.voice == self._voice and start >= self._end - 1e-6:
+                self._open = False
+                self._rest += end - start
+                if self._rest >= beat * 0.999:
+                    self._break()
+            return
+        words = note.words.get(str(verse)) or note.words.get("1") or next(iter(note.words.values()), None)
+        if words is None:
+            if self._open and note.voice == self._voice and note.length and abs(start - self._end) < 0.02:
+                self.builder.stretch(end)  # tied, or a melisma
+                self._end = end
+            return
+        text, syllabic = words
+        if not self._within_word and not self.builder.ends_with("\n") and not _is_japanese(text):
+            self.builder.add(" ")
+        self.builder.add(text, start, end)
+        self._within_word = syllabic in ("begin", "middle")
+        self._voice, self._end, self._open, self._rest = note.voice, end, True, 0.0
+        if text[-1] in _SENTENCE_ENDS:
+            self._break()
+
+    def _break(self) -> None:
+        if not self.builder.ends_with("\n"):
+            self.builder.add("\n")
+        self._within_word = False
+
+
+def _is_japanese(text: str) -> bool:
+    return any(is_kana(c) or "\u3400" <= c <= "\u9fff" for c in text)
