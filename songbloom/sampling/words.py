@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from songbloom.errors import UserError
 from songbloom.files import write_text
+from songbloom.lyrics.timed_text import Builder, TimedText
 from songbloom.sampling.page import PageWord
 
 FOLDER = "alignment"
@@ -192,48 +193,29 @@ def write_words(
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
-def lrc_lines(words: Sequence[PageWord], header: Mapping[str, str] | None = None) -> list[str]:
-    """Words as enhanced LRC: each line with the time of its first word, and each word with its own.
-
-    Lines in which nothing is sung are left out, for a player could not tell when to show them.
-
-    Args:
-        words: :func:`words_of`.
-        header: tags such as ``ar`` and ``length``.
-    """
-    lines = [f"[{key}:{_one_line(value)}]" for key, value in (header or {}).items() if value]
-    line: list[tuple[str, float | None, float | None]] = []
-
-    def finish() -> None:
-        times = [start for _, start, _ in line if start is not None]
-        if times:
-            parts = [f"<{_stamp(start)}>{text}" if start is not None else text for text, start, _ in line]
-            last = max(end for _, _, end in line if end is not None)
-            lines.append(f"[{_stamp(times[0])}]{''.join(parts).strip()}<{_stamp(last)}>")
-        line.clear()
-
+def timed_text(words: Sequence[PageWord]) -> TimedText:
+    """Words with times, for files that other players read; marks that follow a word belong to it."""
+    builder = Builder()
+    last: PageWord | None = None
     for word in words:
-        for number, part in enumerate(word.text.split("\n")):
-            if number:
-                finish()
-            timed = part and word.start is not None
-            line.append((part, word.start if timed else None, word.end if timed else None))
-    finish()
-    return lines
-
-
-def _stamp(seconds: float) -> str:
-    hundredths = round(seconds * 100)
-    return f"{hundredths // 6000:02d}:{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"
-
-
-def minutes(seconds: float) -> str:
-    """``mm:ss``, as a length stands in an LRC file."""
-    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _one_line(text: str) -> str:
-    return re.sub(r"[\[\]\s]+", " ", text).strip()
+        sung = word.start is not None
+        mark = bool(word.text) and not word.text[0].isspace() and not sung
+        if last is not None and mark and not any(map(str.isalnum, word.text)):
+            marks, separator, rest = word.text.partition("\n")
+            builder.add(last.text + marks, last.start, last.end)
+            builder.add(separator + rest)
+            last = None
+            continue
+        if last is not None:
+            builder.add(last.text, last.start, last.end)
+            last = None
+        if sung:
+            last = word
+        else:
+            builder.add(word.text)
+    if last is not None:
+        builder.add(last.text, last.start, last.end)
+    return builder.build()
 
 
 def read_words(path: Path | str) -> list[PageWord]:
