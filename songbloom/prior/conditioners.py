@@ -181,8 +181,8 @@ class RangeEmbedding(nn.Module):
             share = torch.arange(self.n_time, dtype=torch.float32, device=start.device) / self.n_time
             position = start + (end - start) * share
         normalised = (position - self.low) / (self.high - self.low)
-        # Rounding may carry a number just below the range's end to the end itself, which has no bin of its own.
-        return (self.bins * normalised).floor().long().clamp(max=self.bins - 1)
+        # Rounding may carry a number at an end of the range just beyond it, where there is no bin.
+        return (self.bins * normalised).floor().long().clamp(0, self.bins - 1)
 
     def _check(self, name: str, value: Tensor, below: Tensor) -> None:
         if not bool(((value >= self.low) & below).all()):

@@ -92,11 +92,11 @@ class LabelConditioner(nn.Module):
             ((genre >= -1) & (genre < self.genre.num_embeddings)).all(1),
         ]
         if self.timing is not None:
-            # As they will be embedded: in float32, which rounds lengths from 16.7 million samples on.
-            low, high = self.total_length.low, self.total_length.high
-            good.append((total.float() >= low) & (total.float() < high))
+            # Exactly, as the data's index chooses songs; rounding to float32 is left to the embeddings.
+            seconds = total.double() / self.timing.sample_rate
+            good.append((seconds >= self.timing.min_duration) & (seconds < self.timing.max_duration))
             good.append((offset >= 0) & (offset < total) & (length > 0))
-            good.append(offset.float() + length.float() <= high)
+            good.append((offset + length).double() <= self.timing.max_duration * self.timing.sample_rate)
         if bool(torch.stack(good).all()):
             return
         item = int(torch.stack(good).all(0).logical_not().nonzero()[0])

@@ -504,6 +504,7 @@ class Prior(nn.Module):
                 raise UserError(f"layer {pair[0]}, head {pair[1]} does not attend from music to lyrics: {known}")
         dtype = dtype_of(precision)
         with self._evaluating():
+            codes = codes.to(self.autoregressive.positions.device)
             tokens, _, arguments = self._whole_window(codes, upper_codes, labels, dtype)
             return self.autoregressive.attention(
                 tokens,

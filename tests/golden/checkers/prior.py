@@ -16,6 +16,7 @@ from songbloom.published.jukebox.prior import from_published, is_published, to_p
 from songbloom.training.ema import WeightAverage
 from songbloom.training.optim import Adam, clipped_scale, gradient_norm
 from songbloom.training.schedule import Schedule
+from songbloom.training.tasks import halve_matrices
 from tests.golden.report import Golden
 
 LOSS = {"rel": 1e-5}
@@ -65,6 +66,8 @@ class Case:
         # The files hold what the published sampler draws, which is a lyric token's id now and then.
         config = PriorConfig.from_hps({**hps, "draw_lyric_ids": True})
         self.model = Prior(config, codec_of(hps, golden.look("z_shapes"))).eval()
+        if hps.get("fp16_params"):
+            halve_matrices(self.model)
         assert is_published(state)
         assert not is_published(self.model.state_dict())
         self.model.load_state_dict(from_published(state, tied=not hps["merged_decoder"]))
