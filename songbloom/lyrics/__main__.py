@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from songbloom.errors import UserError, did_you_mean
+from songbloom.lyrics.morae import PHONEMES
 from songbloom.lyrics.timed_text import TimedText, read_lines
 from songbloom.lyrics.timing import SUFFIXES, read_timed, token_times
 from songbloom.lyrics.tokens import Tokens
 from songbloom.lyrics.vocabulary import ENGLISH_RULES, NAMES, READINGS, vocabulary
+
+_OPTIONS = ("--lyrics_vocab", "--english", "--reading", "--times", "--help")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
         near = ""
         if message.startswith("unrecognized"):
-            near = did_you_mean(unknown, [name for name in self._option_string_actions if name.startswith("--")])
+            near = did_you_mean(unknown, _OPTIONS)
         raise UserError(f"{message}{near}; --help lists the options")
 
 
@@ -61,7 +64,7 @@ def show(options: argparse.Namespace) -> None:
     rules = {"english": options.english, "reading": options.reading}
     tokens = words.tokenize(text, **rules)
     times = None if timed is None else token_times(tokens, timed)
-    rows: list[tuple[str, Tokens]] = [("ids", tokens)]
+    rows: list[tuple[str, Tokens]] = [("tokens", tokens), ("ids", tokens)]
     if words.is_japanese:
         rows = [
             ("reading", vocabulary("ja_kana").tokenize(text, **rules)),
@@ -75,7 +78,8 @@ def show(options: argparse.Namespace) -> None:
         if shown:
             print(_clock(tokens, times, start, end) + shown)
             for name, row in rows:
-                _print_row(name, row, start, end)
+                joined = name == "reading" or (name == "tokens" and not words.is_japanese)
+                _print_row(name, row, "" if joined else " ", start, end)
         start = end
     print(f"\n{words.name}: {len(tokens)} tokens of {words.n_vocab} kinds, {len(tokens.problems)} problems")
     for problem in tokens.problems:
@@ -94,13 +98,15 @@ def _read(name: str) -> tuple[str, TimedText | None]:
     return "\n".join(read_lines(path)), None
 
 
-def _print_row(name: str, tokens: Tokens, start: int, end: int) -> None:
+def _print_row(name: str, tokens: Tokens, between: str, start: int, end: int) -> None:
     inside = [i for i, (first, _) in enumerate(tokens.spans) if start <= first < end and tokens.symbols[i] != "\n"]
     if name == "ids":
-        shown = " ".join(str(tokens.ids[i]) for i in inside)
+        shown = [str(tokens.ids[i]) for i in inside]
+    elif name == "phonemes":
+        shown = [tokens.symbols[i] for i in inside if tokens.symbols[i] in PHONEMES]
     else:
-        shown = ("" if name == "reading" else " ").join(tokens.symbols[i] for i in inside)
-    print(f"    {name:<9} {shown}")
+        shown = [tokens.symbols[i] for i in inside]
+    print(f"    {name:<9} {between.join(shown)}".rstrip())
 
 
 def _clock(tokens: Tokens, times: list[tuple[float, float] | None] | None, start: int, end: int) -> str:
