@@ -28,6 +28,7 @@ Times = tuple[float, float]
 
 _COLUMNS = 64  # tokens that are prepared together: their scores are the only large thing beside the matrix
 _FLOOR = 0.25  # of the mean weight; below that a weight counts as nothing
+_ALIKE = 1.5  # times the mean weight of a frame's tokens; a frame that looks at all of them alike tells of none
 _DOUBT = 0.05  # what a frame must bring (nats) to be given to a token: no evidence gives no frame
 _FILL = 3  # tokens in a row without a frame of their own that still get a time, from their neighbours
 _FILLED = 0.15  # seconds of one of these, at most
@@ -144,13 +145,16 @@ def _coloured(shade: Matrix) -> NDArray[np.uint8]:
 def _scores(weights: Matrix) -> Iterator[NDArray[np.float64]]:
     """For each token, what each frame brings if it is given to it, ``[T]`` nats.
 
-    That is the logarithm of the weight over the token's mean weight: a token that is looked at always, as some are
-    whatever is sung, says nothing about where it is.
+    That is the logarithm of the weight over the token's mean weight or, if that is more, about the frame's: a token
+    that is looked at always, as some are whatever is sung, says nothing about where it is, and neither does a frame of
+    silence that looks everywhere.
     """
+    of_frame = _ALIKE * weights.mean(axis=1, dtype=np.float64)
     floor = max(_FLOOR * float(weights.mean(dtype=np.float64)), 1e-12)
     for first in range(0, weights.shape[1], _COLUMNS):
         block = np.ascontiguousarray(weights[:, first : first + _COLUMNS].T, dtype=np.float64)
-        for row in np.log((block + floor) / (block.mean(axis=1, keepdims=True) + floor)):
+        usual = np.maximum(block.mean(axis=1, keepdims=True), of_frame)
+        for row in np.log((block + floor) / (usual + floor)):
             yield row - _DOUBT
 
 
@@ -210,7 +214,7 @@ def monotone_path(weights: Matrix) -> NDArray[np.int64]:
     return monotone_segments(weights)[:, 0]
 
 
-def path_share(weights: Matrix, segments: NDArray[np.int64], *, beside: int = 2) -> float:
+def path_share(weights: Matrix, segments: NDArray[np.int64], *, beside: int = 1) -> float:
     """How monotone a head is: the weight within ``beside`` tokens of the path, less what lies there anyway.
 
     Args:
@@ -221,7 +225,7 @@ def path_share(weights: Matrix, segments: NDArray[np.int64], *, beside: int = 2)
     Returns:
         Between about 0 (a head that looks at the same tokens always, or at all alike) and 1 (one that looks nowhere
         else than along the path): the mean over frames of the weight found on the path minus the mean weight of the
-        same tokens over the whole song.
+        same tokens over all frames.
     """
     frames, tokens = weights.shape
     lengths = segments[:, 1] - segments[:, 0]

@@ -87,6 +87,7 @@ def matrices(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     memory: int = _MEMORY,
+    on_window: Callable[[Head, NDArray[np.float32]], None] | None = None,
 ) -> Iterator[tuple[Head, NDArray[np.float32]]]:
     """The matrices of one song (:func:`songbloom.sampling.alignment.assemble`), for each of the wanted heads in turn.
 
@@ -100,6 +101,7 @@ def matrices(
         precision: of the transformer.
         device: where the prior is.
         memory: bytes of matrices that may be held at a time; one head's always are.
+        on_window: called with each head's weights of each window, without padding and what lies behind the song.
     """
     total, tokens = len(codes), len(labels.infos[0]["full_tokens"])
     starts = alignment.window_starts(total, prior.n_ctx, hop)
@@ -113,9 +115,12 @@ def matrices(
             y, indices = labeller.shifted(labels, start, prior)
             window = padded[None, start : start + prior.n_ctx].to(device)
             weights = prior.lyric_attention(window, y.to(device), wanted=group, precision=precision)[:, 0].cpu().numpy()
-            for head, of_head in zip(group, weights, strict=True):
-                end = min(start + prior.n_ctx, total)
-                found[head][start:end, np.asarray(indices[0], np.int64)] = of_head[: end - start]
+            places = np.asarray(indices[0], np.int64)
+            end = min(start + prior.n_ctx, total)
+            for head, of_head in zip(group, weights[:, : end - start], strict=True):
+                found[head][start:end, places] = of_head
+                if on_window:
+                    on_window(head, of_head[:, places >= 0])
         for head in group:
             yield head, found.pop(head)[:, :tokens]
 
@@ -127,7 +132,8 @@ class HeadScore:
     Attributes:
         layer, head: which.
         monotony: share of its weight along the best monotone path that is not there anyway, 0 to 1
-            (:func:`songbloom.sampling.alignment.path_share`); the mean over songs.
+            (:func:`songbloom.sampling.alignment.path_share`); the mean over windows. Within one window, because a head
+            that always looks at the same place of its window would seem to follow the words as the window moves.
         shift: seconds by which its times are late (the median over tokens with a known time); 0 where none is known.
         error: median distance in seconds of token beginnings from the truth, once the shift is taken away; a token that
             it finds nowhere counts as infinitely far. None where nothing is known.
@@ -145,16 +151,15 @@ class HeadScore:
     _shares: list[float] = field(default_factory=list, repr=False)
     _late: list[float] = field(default_factory=list, repr=False)
 
-    def hear(self, matrix: NDArray[np.float32], times: Sequence[Times | None] | None, frame_seconds: float) -> None:
-        """Take in one song: its matrix ``[T, F]`` and, if they are known, the times of its tokens."""
-        weights = alignment.as_tokens(matrix)
-        segments = alignment.monotone_segments(weights)
-        self._shares.append(alignment.path_share(weights, segments))
+    def look(self, weights: NDArray[np.float32]) -> None:
+        """Take in one window, ``[frames, tokens]``."""
+        self._shares.append(alignment.path_share(weights, alignment.monotone_segments(weights)))
         self.monotony = float(np.mean(self._shares))
-        if times is None:
-            return
+
+    def hear(self, matrix: NDArray[np.float32], times: Sequence[Times | None], frame_seconds: float) -> None:
+        """Take in one song: its matrix ``[T, F]`` and the times of its tokens."""
         end = len(matrix) * frame_seconds
-        for found, true in zip(alignment.times_of(segments, frame_seconds), times, strict=True):
+        for found, true in zip(alignment.token_times(matrix, frame_seconds), times, strict=True):
             if true is not None and true[0] < end:
                 self._late.append(np.inf if found is None else found[0] - true[0])
         late = np.array(self._late)
@@ -205,9 +210,11 @@ def rank(
         raise UserError("this model has no head that attends from music to lyrics: it was trained without lyrics")
     scores = {pair: HeadScore(*pair) for pair in wanted}
     for song in songs:
-        options: dict[str, Any] = {"hop": hop, "precision": precision, "device": device}
-        for pair, matrix in matrices(prior, labeller, song.codes, song.labels, wanted, **options):
-            scores[pair].hear(matrix, song.times, prior.hop_length / sample_rate)
+        how: dict[str, Any] = {"hop": hop, "precision": precision, "device": device}
+        how["on_window"] = lambda pair, weights: scores[pair].look(weights)
+        for pair, matrix in matrices(prior, labeller, song.codes, song.labels, wanted, **how):
+            if song.times is not None:
+                scores[pair].hear(matrix, song.times, prior.hop_length / sample_rate)
         if on_song:
             on_song(song)
     return sorted(scores.values(), key=lambda score: (score.order, score.layer, score.head))
