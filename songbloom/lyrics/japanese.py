@@ -150,7 +150,9 @@ def _tidy(pieces: list[Piece]) -> Iterator[Piece]:
 
 
 def _only_kana(characters: str) -> bool:
-    return not any(_needs_reading(c) for c in overrides.parse(characters).plain)
+    marked = overrides.parse(characters)
+    given = {position for start, end, _ in marked.readings for position in range(start, end)}
+    return not any(_needs_reading(c) for i, c in enumerate(marked.plain) if i not in given and not c.isascii())
 
 
 def _needs_reading(character: str) -> bool:

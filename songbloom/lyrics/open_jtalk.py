@@ -31,7 +31,10 @@ class Word:
 
 def is_installed() -> bool:
     """Whether Open JTalk can be imported; nothing is loaded."""
-    return importlib.util.find_spec("pyopenjtalk") is not None
+    try:
+        return importlib.util.find_spec("pyopenjtalk") is not None
+    except ValueError:  # kept from being imported
+        return False
 
 
 def import_open_jtalk(purpose: str = "reading Japanese") -> Any:
