@@ -726,7 +726,7 @@ HPARAMS_REGISTRY["demo_upsampler"] = Hyperparams(
     **_demo_transformer,
 )
 
-# A lyrics prior for sung Japanese beside demo_prior, of its size: the words of a window of 8.2 s are about 70 phonemes.
+# A lyrics prior for sung Japanese beside demo_prior, of its size: in a window of 8.2 s up to 50 phonemes are sung.
 HPARAMS_REGISTRY["demo_ja_prior"] = Hyperparams(
     HPARAMS_REGISTRY["demo_prior"]
     | Hyperparams(
@@ -737,7 +737,7 @@ HPARAMS_REGISTRY["demo_ja_prior"] = Hyperparams(
         max_duration=120.0,
         t_bins=64,
         use_tokens=True,
-        n_tokens=128,
+        n_tokens=64,
         lyrics_vocab="ja_phonemes",
         attn_order=6,  # every fourth layer reads the words
         prior_depth=4,

@@ -371,8 +371,8 @@ def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] 
         place = fetch_target(path).parent
         raise UserError(
             f"{path or 'this prior'}: nothing tells which numbers its artists and genres have: put {artist} and "
-            f"{genre} into {place}, or give --label_tables=FOLDER (for published models they lie in jukebox/data/ids of "
-            "the Jukebox release)"
+            f"{genre} into {place}, or give --label_tables=FOLDER (for published models they lie in jukebox/data/ids "
+            "of the Jukebox release)"
         )
     tables.check_fits(hps.y_bins)
     trained = prior.config.n_vocab

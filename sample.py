@@ -10,16 +10,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hparams import HPARAMS_REGISTRY, setup_hparams
-from make_models import MODELS, find_weights, make_model, parts_of
+from make_models import MODELS, find_weights, make_labeller, make_model, parts_of, settings_of
 from songbloom import distributed
+from songbloom.data.labels import Labeller
 from songbloom.distributed import say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.prior.prior import Prior
-from songbloom.sampling import request
+from songbloom.sampling import labelling, prompts, request
 from songbloom.sampling.job import Job, perform
 from songbloom.sampling.run import fingerprint
 
@@ -38,7 +40,7 @@ def model_files(options: Hyperparams) -> tuple[dict[str, Any], dict[str, str]]:
     """Overrides and checkpoints for :func:`make_models.make_model`."""
     codec, *priors = parts_of(options.model)
     setup_hparams(options.hps)
-    overrides: dict[str, Any] = {"local_logdir": options.local_logdir}
+    overrides: dict[str, Any] = {"local_logdir": options.local_logdir, "label_tables": options.label_tables}
     for name in Knobs.split_names(options.hps):
         overrides |= HPARAMS_REGISTRY[name]
     checkpoints = {codec: options.restore_vqvae} if options.restore_vqvae else {}
@@ -60,6 +62,7 @@ def prepare(options: Hyperparams) -> Job:
     to_write = request.levels_to_write(options, levels)
     # Sizes come first: what cannot be built is refused before anything is downloaded.
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
+    labellers = find_labellers(options.model, overrides, checkpoints, sizes)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
     # All ranks download together. From here on files are named, since a rank without items loads no prior.
     files = {name: str(path) for name, path in weights.items()}
@@ -74,21 +77,54 @@ def prepare(options: Hyperparams) -> Job:
     settings = {prior.level: request.level_settings(options, prior, levels, device) for prior in sizes}
     for prior in sizes:
         request.check_windows(prior, length, settings[prior.level], vqvae)
+    seconds = length / vqvae.sample_rate
+    asked = labelling.asked_of(options, codes[0].shape[0])
+    if labellers:
+        asked = labelling.carried(options, asked, vqvae.sample_rate)
+    known = request.known_lengths(sizes)
+    totals_asked = [request.total_length(options, seconds, each, known) for each in asked] if labellers else []
+    labels = labelling.level_labels(
+        labellers, asked, totals_asked, model=options.model, complete=len(to_write) == levels
+    )
     identity = {
-        **request.identity(options, vqvae, length, codes, settings),
+        **request.identity(
+            options, vqvae, length, codes, settings, asked=asked if labellers else (), totals=totals_asked
+        ),
         "weights": {name: fingerprint(path) for name, path in weights.items()},
     }
     return Job(
         options=options,
         vqvae=vqvae,
         load_prior=load_prior,
-        seconds=length / vqvae.sample_rate,
+        seconds=seconds,
         totals={level: length // vqvae.hop_lengths[level] for level in to_write},
         settings=settings,
         codes=codes,
         identity=identity,
         argv=sys.argv,
+        labels=labels,
+        earlier=prompts.labels_of_file(options.codes_file, codes[0].shape[0]) if options.codes_file else (),
     )
+
+
+def find_labellers(
+    model: str, overrides: dict[str, Any], checkpoints: dict[str, str], sizes: Sequence[Prior]
+) -> dict[int, tuple[Labeller, Prior]]:
+    """For each level whose prior has labels what makes them; all ranks call it together."""
+    told: dict[str, None] = {}  # the tables of several levels lack the same names
+
+    def once(line: str) -> None:
+        if line not in told:
+            told[line] = None
+            say(line)
+
+    found = {}
+    for prior in sizes:
+        settings = settings_of(model, parts_of(model)[1 + prior.level], overrides, checkpoints=checkpoints)
+        labeller = make_labeller(settings, prior, once)
+        if labeller is not None:
+            found[prior.level] = labeller, prior
+    return found
 
 
 if __name__ == "__main__":

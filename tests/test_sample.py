@@ -117,10 +117,21 @@ def test_loading_a_prior_needs_no_other_rank(workplace: Path, tmp_path: Path, mo
 
 
 def test_what_cannot_be_built_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A published model without id tables: these are looked for beside the weights, and the weights stay where they
+    are."""
+    asked = []
+
+    def offline(address: str, target: Path) -> None:
+        asked.append(address.rpartition("/")[2])
+        raise OSError("offline")
+
     monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path))
-    monkeypatch.setattr(make_models, "_download", None)
-    with pytest.raises(UserError, match="a prior with labels cannot be built yet"):
+    monkeypatch.setattr(make_models, "_download", offline)
+    with pytest.raises(
+        UserError, match=r"put v2_artist_ids\.txt and v2_genre_ids\.txt into .*/5b, or give --label_tables"
+    ):
         sample_program.prepare(request.command_line(["--model=5b", "--name=never"], ["5b"]))
+    assert asked == ["v2_artist_ids.txt"]
 
 
 def test_the_same_command_goes_on(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -380,20 +380,25 @@ class Labeller:
             )
         self._tell_unknown(artist, genre)
         tokens = self.vocabulary.tokenize("" if self.wordless else lyrics or "", **self.options)
-        if timed is not None and times is None:
-            from songbloom.lyrics.timing import token_times
-
-            times = token_times(tokens, timed)
-        if times is not None and all(each is None for each in times):
-            times = None
-        return Known(
+        known = Known(
             artist=artist or UNKNOWN,
             genre=genre or UNKNOWN,
             artist_id=self.tables.artist_id(artist),
             genre_ids=tuple(ids + [-1] * (self.bow - len(ids))),
             tokens=tokens,
-            times=times,
+            times=_if_any(times),
         )
+        return known if timed is None or known.times is not None else self.timed(known, timed)
+
+    def timed(self, known: Known, timed: TimedText) -> Known:
+        """``known`` with the times of its words.
+
+        Raises:
+            UserError: these are the times of other words, or the vocabulary cannot follow them.
+        """
+        from songbloom.lyrics.timing import token_times
+
+        return replace(known, times=_if_any(token_times(known.tokens, timed)))
 
     def compact(self, known: Known) -> Compact:
         """The part of ``known`` that label vectors are made of."""
@@ -517,6 +522,11 @@ class Labeller:
             "genre": self.tables.genre_name(columns[N_FIXED : N_FIXED + self.bow]),
             "lyrics": self.vocabulary.decode(words),
         }
+
+
+def _if_any(times: Times | None) -> Times | None:
+    """``times`` if a token has any."""
+    return times if times is not None and any(each is not None for each in times) else None
 
 
 class NoLabels:

@@ -102,10 +102,9 @@ def timed_text(song: Song) -> TimedText | None:
     if song.extra.get(PHRASES):
         from songbloom.lyrics.timing import from_phrases
 
-        try:
-            return from_phrases(song.extra[PHRASES])
-        except UserError as error:
-            raise UserError(f"{song.path}: {error}") from error
+        if not isinstance(song.extra[PHRASES], list):
+            raise UserError(f"{song.path}: {PHRASES} must be a list of objects with text, start and end")
+        return from_phrases(song.extra[PHRASES], source=f"{song.path}, {PHRASES}")
     path = _timed_path(song)
     if path is None:
         return None

@@ -11,6 +11,7 @@ from songbloom.data.index import IndexedSong
 from songbloom.data.labels import Compact, Known, Labeller
 from songbloom.data.manifest import Song
 from songbloom.data.metadata import Hook, asked, timed_text
+from songbloom.errors import UserError
 
 _SHOWN = 5  # songs that are named for each kind of remark
 
@@ -39,24 +40,38 @@ def prepared(
     if distributed.world().is_main:
         remarks = Remarks(labeller, say)
         for song in songs:
-            known = known_of(labeller, asked(song.song, hook, test=test))
+            known = known_of(labeller, asked(song.song, hook, test=test), remarks.timeless)
             remarks.look(song, known)
             ready.append(labeller.compact(known))
         remarks.tell()
     return distributed.broadcast_object(ready)
 
 
-def known_of(labeller: Labeller, song: Song) -> Known:
+def known_of(labeller: Labeller, song: Song, timeless: Callable[[str], None] | None = None) -> Known:
     """What ``labeller`` knows about a song; lyrics are looked at only if they are shown to the model.
+
+    Args:
+        labeller: of the model.
+        song: with its lyrics, and perhaps with times of them.
+        timeless: hears why a song's times cannot be used, and the words are then spread evenly; None raises that.
 
     Raises:
         UserError: names the song's file.
     """
     timed = timed_text(song) if labeller.reads_lyrics else None
     lyrics = song.lyrics if labeller.reads_lyrics else None
-    if not lyrics and timed is not None:
+    if not lyrics and timed is not None and timed.kind == "text":
         lyrics = timed.text
-    return labeller.known(song.artist, song.genre, lyrics, timed, where=str(song.path))
+    known = labeller.known(song.artist, song.genre, lyrics, where=str(song.path))
+    if timed is None or not known.tokens.ids:
+        return known
+    try:
+        return labeller.timed(known, timed)
+    except UserError as error:
+        if timeless is None:
+            raise UserError(f"{song.path}: {error}") from error
+        timeless(f"{song.path}: its times are not used, and its words are spread evenly: {error}")
+        return known
 
 
 def unfitting(known: Known, total_length: int, labeller: Labeller) -> str:
@@ -90,7 +105,7 @@ class Remarks:
     def __init__(self, labeller: Labeller, say: Callable[[str], None]) -> None:
         self.labeller, self.say = labeller, say
         self.counts: Counter[str] = Counter()
-        self.lines: dict[str, list[str]] = {"problem": [], "unfitting": []}
+        self.lines: dict[str, list[str]] = {"problem": [], "unfitting": [], "timeless": []}
 
     def look(self, song: IndexedSong, known: Known) -> None:
         """Take in one song."""
@@ -103,6 +118,10 @@ class Remarks:
         fault = unfitting(known, song.total_length, self.labeller)
         if fault:
             self._note("unfitting", f"{song.song.path}: {fault}")
+
+    def timeless(self, line: str) -> None:
+        """Take in why the times of a song cannot be used."""
+        self._note("timeless", line)
 
     def _note(self, kind: str, line: str) -> None:
         self.counts[kind] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from songbloom import __version__
+from songbloom.data.labels import UNKNOWN
 from songbloom.distributed import broadcast_object, say, world
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.sampling.gathering import Gathering
+from songbloom.sampling.labelling import LevelLabels
 from songbloom.sampling.page import clock
 from songbloom.sampling.progress import LevelProgress
 from songbloom.sampling.run import LevelData, Run, decode
@@ -36,6 +38,8 @@ class Job:
         settings: for the levels to write.
         codes: what the items begin from, for every level, on the CPU.
         identity: everything that decides what is written, as plain data.
+        labels: of the levels whose priors have any.
+        earlier: for each level, what the run of ``codes_file`` keeps as its labels.
         argv: the command line, for people.
     """
 
@@ -48,6 +52,8 @@ class Job:
     codes: list[Tensor]
     identity: dict[str, Any]
     argv: Sequence[str]
+    labels: dict[int, LevelLabels] = field(default_factory=dict)
+    earlier: Sequence[Any] = ()
 
     @property
     def items(self) -> int:
@@ -106,7 +112,7 @@ def write_levels(job: Job, run: Run, codes: list[Tensor], totals: dict[int, int]
             data = LevelData(
                 [torch.cat(parts) for parts in zip(*(codes for codes, _, _ in shares), strict=True)],
                 torch.cat([audio for _, audio, _ in shares]),
-                [None] * job.vqvae.levels,
+                kept_labels(job),
                 sampling_kwargs(job),
             )
             folder = run.write_level(level, data, max(took for _, _, took in shares))
@@ -118,9 +124,19 @@ def write_levels(job: Job, run: Run, codes: list[Tensor], totals: dict[int, int]
         totals,
         job.settings,
         seeds=item_seeds(job.options.seed, mine),
+        labels={level: labels.windows(mine) for level, labels in job.labels.items()},
         on_codes=lambda count: progress[0].add(count),
         after_level=after_level,
     )
+
+
+def kept_labels(job: Job) -> list[Any]:
+    """For each level what its prior was told, as plain data; None for a prior without labels."""
+    earlier = list(job.earlier) or [None] * job.vqvae.levels
+    return [
+        job.labels[level].labels.plain() if level in job.labels else None if level in job.totals else earlier[level]
+        for level in range(job.vqvae.levels)
+    ]
 
 
 def sampling_kwargs(job: Job) -> list[dict[str, Any]]:
@@ -139,7 +155,15 @@ def facts(job: Job) -> list[tuple[str, str]]:
         ("items", str(job.items)),
         ("length", clock(job.seconds)),
         ("seed", str(job.options.seed)),
+        *_told(job),
     ]
+
+
+def _told(job: Job) -> list[tuple[str, str]]:
+    """The artist and the genre where they are the same for all items."""
+    infos = [info for labels in job.labels.values() for info in labels.labels.infos]
+    told = [(key, {info[key] for info in infos}) for key in ("artist", "genre")]
+    return [(key, values.pop()) for key, values in told if len(values) == 1 and values != {UNKNOWN}]
 
 
 def details(job: Job, level: int) -> list[tuple[str, str]]:

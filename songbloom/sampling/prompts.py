@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,19 @@ def codes_from_file(path: Path | str, items: int | None, vqvae: VQVAE) -> list[T
         raise UserError(f"{path}: holds no codes at any level")
     chosen = [item % there for item in range(there if items is None else items)]
     return [each[chosen] for each in codes]
+
+
+def labels_of_file(path: Path | str, items: int) -> list[Any]:
+    """For each level what the priors of the run in a ``data.pth.tar`` were told, repeated as the codes are."""
+    kept: list[Any] = []
+    for labels in read_data(path).labels:
+        infos = labels.get("info") if isinstance(labels, Mapping) else None
+        if not infos:
+            kept.append(None)
+            continue
+        chosen = [item % len(infos) for item in range(items)]
+        kept.append({"y": labels["y"][chosen], "info": [infos[item] for item in chosen]})
+    return kept
 
 
 def codes_from_audio(

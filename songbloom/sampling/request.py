@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
 from songbloom.prior.prior import Prior
 from songbloom.sampling import prompts
+from songbloom.sampling.labelling import Asked, digest, rows_of
 from songbloom.sampling.sampler import LevelSettings
 from songbloom.sampling.windows import hop_of
 from songbloom.vqvae.vqvae import VQVAE
@@ -38,7 +40,9 @@ def knobs(models: Iterable[str]) -> Knobs:
                 "levels below them (upsample)",
                 choices=MODES,
             ),
-            n_samples=Knob(None, "Items; None: as many as --codes_file has, else 1", kind="int", minimum=1),
+            n_samples=Knob(
+                None, "Items; None: as many as --codes_file or --prompts_jsonl has, else 1", kind="int", minimum=1
+            ),
             sample_length_in_seconds=Knob(
                 None,
                 "Length of an item in seconds, cut to whole codes of the top level; None: that of --codes_file with "
@@ -49,7 +53,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             total_sample_length_in_seconds=Knob(
                 None,
                 "Length of the song that an item is the beginning of, in seconds, told to models with labels; None: "
-                "240, or the item's own length if that is more",
+                "240, or the item's own length if that is more or 240 is more than the model knows",
                 kind="float",
                 minimum=0,
             ),
@@ -103,6 +107,22 @@ def knobs(models: Iterable[str]) -> Knobs:
             ),
         ),
         group(
+            "words",
+            "What models with labels are told (docs/labels.md)",
+            artist=Knob("", "Who sings"),
+            genre=Knob("", "In what style"),
+            lyrics=Knob("", "The words of the whole song; \\n begins a new line"),
+            lyrics_file=Knob("", "File with the words: text, or text with times (.lrc, .lab, .musicxml)"),
+            prompts_jsonl=Knob(
+                "",
+                "File with one JSON object an item: artist, genre, lyrics or lyrics_file, phrases, "
+                "total_sample_length_in_seconds; what a line lacks is taken from the options above",
+            ),
+            label_tables=Knob(
+                "", "Folder with the id tables of artists and genres, for published models; empty: beside the weights"
+            ),
+        ),
+        group(
             "files",
             "Where the model's weights are",
             hps=Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
@@ -146,6 +166,8 @@ def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams
         raise UserError("--codes_file belongs to --mode=continue and --mode=upsample: give it with one of these")
     if options.prompt_length_in_seconds is not None and options.mode in ("ancestral", "upsample"):
         raise UserError(f"--prompt_length_in_seconds has no meaning with --mode={options.mode}: leave it out")
+    if options.prompts_jsonl and options.n_samples is None and not options.codes_file:
+        options.n_samples = len(rows_of(options.prompts_jsonl))
     return options
 
 
@@ -186,17 +208,46 @@ def sample_length(options: Hyperparams, vqvae: VQVAE, loaded: Sequence[Tensor] |
     return length
 
 
-def total_length(options: Hyperparams, seconds: float) -> float:
-    """Length in seconds of the song that an item is said to begin."""
-    total = options.total_sample_length_in_seconds
+def total_length(
+    options: Hyperparams, seconds: float, asked: Asked | None = None, known: tuple[float, float] | None = None
+) -> float:
+    """Length in seconds of the song that an item is said to begin.
+
+    Args:
+        options: the command line.
+        seconds: length of the item.
+        asked: for this item; its own total counts more than the command line's.
+        known: shortest (inclusive) and longest (exclusive) song that the model knows.
+
+    Raises:
+        UserError: the song would be shorter than the item, or of a length that the model does not know.
+    """
+    total = asked.total if asked is not None and asked.total is not None else options.total_sample_length_in_seconds
+    low, high = known or (0.0, float("inf"))
     if total is None:
-        return max(240.0, seconds)
-    if total < seconds:
+        usual = max(240.0, seconds)
+        total = usual if low <= usual < high else max(low, seconds)
+    elif total < seconds:
         raise UserError(
             f"--total_sample_length_in_seconds={total:g} is less than --sample_length_in_seconds={seconds:g}: "
             "an item is a part of the whole"
         )
+    if not low <= total < high:
+        raise UserError(
+            f"--total_sample_length_in_seconds={total:g}: this model knows songs of {low:g} s up to, not including, "
+            f"{high:g} s; give a total within these, and items that fit"
+        )
     return float(total)
+
+
+def known_lengths(priors: Iterable[Prior]) -> tuple[float, float] | None:
+    """Shortest (inclusive) and longest (exclusive) song in seconds that priors with timing labels know; None: any."""
+    ranges = [
+        (each.label_conditioner.timing.min_duration, each.label_conditioner.timing.max_duration)
+        for each in priors
+        if each.label_conditioner is not None and each.label_conditioner.timing is not None
+    ]
+    return (max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None
 
 
 def beginning(options: Hyperparams, vqvae: VQVAE, levels: Sequence[int]) -> tuple[int, list[Tensor]]:
@@ -292,9 +343,20 @@ def check_windows(prior: Prior, length: int, settings: LevelSettings, vqvae: VQV
 
 
 def identity(
-    options: Hyperparams, vqvae: VQVAE, length: int, codes: Sequence[Tensor], settings: Mapping[int, LevelSettings]
+    options: Hyperparams,
+    vqvae: VQVAE,
+    length: int,
+    codes: Sequence[Tensor],
+    settings: Mapping[int, LevelSettings],
+    *,
+    asked: Sequence[Asked] = (),
+    totals: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Everything on a command line that decides what is written, but for rounding, as plain data."""
+    """Everything on a command line that decides what is written, but for rounding, as plain data.
+
+    ``asked`` and ``totals`` are those of the items of a model with labels, and empty for one without.
+    """
+    pairs = list(zip(asked, totals, strict=True))
     plain = {level: each.plain() for level, each in settings.items()}
     for each in plain.values():
         del each["max_batch_size"], each["chunk_size"]
@@ -306,7 +368,8 @@ def identity(
         "seed": options.seed,
         "n_samples": codes[0].shape[0],
         "sample_length": length,
-        "total_length": total_length(options, length / vqvae.sample_rate),
+        "total_length": totals[0] if totals else total_length(options, length / vqvae.sample_rate),
+        **({"words": digest([replace(each, total=total) for each, total in pairs])} if pairs else {}),
         "prompt": prompts.digest(codes),
         **{f"level_{level}": plain[level] for level in sorted(plain)},
     }

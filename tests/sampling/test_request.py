@@ -72,7 +72,7 @@ def test_help_tells_every_option() -> None:
     text = request.help_text(MODELS)
     for key in request.knobs(MODELS):
         assert f"--{key}=" in text
-    assert "demo, tiny" in text
+    assert "demo, demo_ja, tiny, tiny_lyrics" in text
 
 
 @pytest.mark.parametrize(
