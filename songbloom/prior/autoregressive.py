@@ -17,7 +17,7 @@ from songbloom.errors import UserError
 from songbloom.prior.draws import check_sampling, draw, item_generators
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import Transformer, TransformerConfig
-from songbloom.transformer.decoding import PackedLinear, worth_packing
+from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, worth_packing
 
 CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
 
@@ -291,7 +291,7 @@ class AutoregressiveModel(nn.Module):
             return
 
         head = self._decoding_head(fast, n_samples)
-        decoder = self.transformer.for_decoding(dtype) if fast else self.transformer
+        decoder = DecodingTransformer(self.transformer, dtype) if fast else self.transformer
         cache = decoder.new_cache(n_samples, dtype=dtype, device=self.positions.device, encoder_kv=encoder_kv)
         after = None if self.merged_decoder else x_cond
 

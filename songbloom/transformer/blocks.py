@@ -14,7 +14,6 @@ from torch import nn
 from songbloom.errors import UserError
 from songbloom.transformer.attention import Attention, Geometry, head_weights, recomputed
 from songbloom.transformer.cache import DecodingCache, attend_chunk, mean_seen, slots
-from songbloom.transformer.decoding import DecodingTransformer
 from songbloom.transformer.layers import MLP, LayerNorm
 from songbloom.transformer.patterns import BLOCKED, AttentionFunction, layer_functions
 
@@ -270,7 +269,7 @@ class Transformer(nn.Module):
     def extend(self, x: torch.Tensor, cache: DecodingCache) -> torch.Tensor:
         """The next m ≥ 1 positions of every sequence; in any chunks, the same as :meth:`forward` on the whole.
 
-        Dropout is off. For many steps with unchanging weights :meth:`for_decoding` is faster.
+        Dropout is off. For many steps with unchanging weights :class:`songbloom.transformer.decoding.DecodingTransformer` is faster.
 
         Args:
             x: ``[N, m, width]``.
@@ -287,10 +286,6 @@ class Transformer(nn.Module):
         for layer, entries in zip(self.stack, cache.entries, strict=True):
             x = layer.extend(x, entries, before)
         return x.float()
-
-    def for_decoding(self, dtype: torch.dtype = torch.float32) -> DecodingTransformer:
-        """A copy with the same ``new_cache`` and ``extend``, its weights prepared for speed at single positions."""
-        return DecodingTransformer(self, dtype)
 
     def cost(self, dtype: torch.dtype = torch.float32) -> dict[str, float]:
         """What this transformer costs, averaged over the positions of a full context.

@@ -12,7 +12,7 @@ import platform
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,9 @@ from torch import nn
 
 from songbloom.errors import UserError
 from songbloom.transformer.attention import Geometry
+from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
 from songbloom.transformer.cache import DecodingCache, attend_chunk, step_window
 from songbloom.transformer.layers import QUICK_GELU_SLOPE, activation_named, layer_norm
-
-if TYPE_CHECKING:
-    from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
-
 
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
 # fast as with a hint of 1, and four are a third faster (measured on an Intel machine with AVX-512).
@@ -182,14 +179,14 @@ class LayerWeights:
 
 
 class DecodingTransformer:
-    """A transformer's weights, prepared for :meth:`extend`. Made by ``Transformer.for_decoding``.
+    """A transformer with the same ``new_cache`` and ``extend``, its weights prepared for speed at single positions.
 
     They are packed, or not, when the first cache of a batch size that asks for it is made. Make this again when the
     weights have changed: packed ones are a copy that later changes do not reach. Plain ones are the model's own where
     the dtype is the model's, at no extra memory.
     """
 
-    def __init__(self, transformer: Transformer, dtype: torch.dtype) -> None:
+    def __init__(self, transformer: Transformer, dtype: torch.dtype = torch.float32) -> None:
         self.config, self.dtype, self.device = transformer.config, dtype, transformer.stack[0].mlp.up.weight.device
         self.geometry: Geometry = self.config.geometry
         self._transformer = transformer

@@ -44,7 +44,7 @@ def test_any_chunks_equal_the_whole(config: TransformerConfig, seed: int, prepar
     model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
     with torch.no_grad():
         want = model(x, encoder_kv)
-    stepper = model.for_decoding() if prepared else model
+    stepper = DecodingTransformer(model) if prepared else model
     if data.draw(st.booleans()):  # as many sequences as have their weights packed
         x, encoder_kv, want = (torch.cat([t, t.flip(0)]) for t in (x, encoder_kv, want))
     cache = stepper.new_cache(len(x), encoder_kv=encoder_kv)
@@ -65,7 +65,7 @@ def test_half_precision_chunks_are_close(
     model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
     with torch.no_grad():
         want = model(x, encoder_kv)
-    stepper = model.for_decoding(dtype) if prepared else model
+    stepper = DecodingTransformer(model, dtype) if prepared else model
     cache = stepper.new_cache(2, dtype=dtype, encoder_kv=encoder_kv)
     assert all(entries.dtype == dtype for entries in cache.entries)
     got = fed(stepper, cache, x, cuts(data, config.n_ctx))
@@ -81,7 +81,7 @@ def test_packed_and_plain_weights_agree(packed: bool, activation: str, monkeypat
     monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: packed)
     model = transformer(TransformerConfig(**SMALL, activation=activation, res_scale=True), 0)
     x, _ = inputs(model.config, 0)
-    stepper = model.for_decoding()
+    stepper = DecodingTransformer(model)
     assert isinstance(stepper.layers(2)[0].up, PackedLinear if packed else PlainLinear)
     with torch.no_grad():
         torch.testing.assert_close(fed(stepper, stepper.new_cache(2), x, [1] * 24), model(x), rtol=1e-4, atol=2e-5)
@@ -112,7 +112,7 @@ def test_later_training_does_not_reach_packed_weights(monkeypatch: pytest.Monkey
     monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: True)
     model = transformer(TransformerConfig(**SMALL), 0)
     x, _ = inputs(model.config, 0)
-    stepper = model.for_decoding()
+    stepper = DecodingTransformer(model)
     before = stepper.extend(x, stepper.new_cache(2))
     with torch.no_grad():
         for p in model.parameters():
@@ -125,7 +125,7 @@ def test_plain_weights_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(decoding, "worth_packing", lambda dtype, device, rows: False)
     model = transformer(TransformerConfig(**SMALL), 0)
     own = {p.data_ptr() for p in model.parameters()}
-    for layer in model.for_decoding().layers(1):
+    for layer in DecodingTransformer(model).layers(1):
         for linear in (layer.project, layer.output, layer.up, layer.down):
             assert isinstance(linear, PlainLinear)
             assert {linear.weight.data_ptr(), linear.bias.data_ptr()} <= own
@@ -155,7 +155,7 @@ def test_caches_hold_only_what_can_be_seen() -> None:
 def test_items_do_not_mix() -> None:
     model = transformer(TransformerConfig(**SMALL), 0)
     x, _ = inputs(model.config, 0, batch=3)
-    stepper = model.for_decoding()
+    stepper = DecodingTransformer(model)
     together = fed(stepper, stepper.new_cache(3), x, [5, *[1] * 19])
     for item in range(3):
         alone = fed(stepper, stepper.new_cache(1), x[item : item + 1], [5, *[1] * 19])
@@ -174,7 +174,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="mask"):
         Transformer(TransformerConfig(**SMALL, mask=False)).new_cache(1)
     with pytest.raises(UserError, match="dtype"):
-        model.for_decoding(torch.bfloat16).new_cache(1, dtype=torch.float32)
+        DecodingTransformer(model, torch.bfloat16).new_cache(1, dtype=torch.float32)
     crossing = Transformer(TransformerConfig(**(SMALL | {"attn_order": 6, "depth": 4, "encoder_dims": 3})))
     with pytest.raises(UserError, match="encoder's output"):
         crossing.new_cache(1)

@@ -8,6 +8,7 @@ import torch
 
 from songbloom.published.jukebox.transformer import from_published, to_published
 from songbloom.transformer.blocks import Transformer, TransformerConfig
+from songbloom.transformer.decoding import DecodingTransformer
 from tests.golden.report import Golden
 
 OUTPUT = {"abs": 2e-5, "rel": 1e-5}
@@ -47,7 +48,7 @@ def check(golden: Golden) -> None:
             half = model(x, encoder_kv, dtype=torch.float16)
             golden.expect(case, "out_fp16", got=half, **HALF)
             if config.mask:
-                decoder = model.for_decoding()
+                decoder = DecodingTransformer(model)
                 cache = decoder.new_cache(len(x), encoder_kv=encoder_kv)
                 steps = [decoder.extend(step, cache) for step in x.split(1, dim=1)]
                 golden.expect(case, "out", got=torch.cat(steps, dim=1), **STEPWISE, name=f"{case}.out, step by step")
