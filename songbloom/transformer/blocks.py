@@ -269,7 +269,8 @@ class Transformer(nn.Module):
     def extend(self, x: torch.Tensor, cache: DecodingCache) -> torch.Tensor:
         """The next m ≥ 1 positions of every sequence; in any chunks, the same as :meth:`forward` on the whole.
 
-        Dropout is off. For many steps with unchanging weights :class:`songbloom.transformer.decoding.DecodingTransformer` is faster.
+        Dropout is off. For many steps with unchanging weights
+        :class:`songbloom.transformer.decoding.DecodingTransformer` is faster.
 
         Args:
             x: ``[N, m, width]``.
