@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from songbloom.errors import UserError
 from songbloom.files import write_text
@@ -25,6 +26,12 @@ SECONDS_A_CHARACTER = 0.7
 """A line lasts until the next one starts, but no longer than this times its characters: LRC has no ends."""
 
 
+class _Line(NamedTuple):
+    start: float
+    words: str
+    number: int
+
+
 def read_lrc(path: str | Path) -> TimedText:
     """Read an LRC file, plain or with word times.
 
@@ -32,7 +39,7 @@ def read_lrc(path: str | Path) -> TimedText:
         UserError: with file and line: a time that is none, or no line with a time at all.
     """
     path = Path(path)
-    timed: list[tuple[float, str]] = []
+    timed: list[_Line] = []
     untimed: list[tuple[int, str]] = []
     shift = 0.0
     for number, line in enumerate(read_lines(path), start=1):
@@ -49,10 +56,10 @@ def read_lrc(path: str | Path) -> TimedText:
         if _LOOKS_TIMED.match(words):
             raise UserError(f"{path}, line {number}: {words[:30]!r} is no time; write [minutes:seconds.hundredths]")
         if times:
-            timed += [(time, words) for time in times]
+            timed += [_Line(time, words, number) for time in times]
         elif words:
             untimed.append((len(timed), words))  # a heading such as [verse], before the line that follows
-    if not any(words for _, words in timed):
+    if not any(line.words for line in timed):
         raise UserError(f"{path}: no line of words has a time; lines of LRC begin with [minutes:seconds.hundredths]")
     return _build(timed, untimed, shift, path)
 
@@ -129,38 +136,38 @@ def _seconds(text: str, path: Path, number: int) -> float:
     return seconds + int(fraction) / 10 ** len(fraction)
 
 
-def _build(timed: list[tuple[float, str]], untimed: list[tuple[int, str]], shift: float, path: Path) -> TimedText:
-    headings: dict[tuple[float, str] | None, list[str]] = {}  # line of words → headings before it
+def _build(timed: list[_Line], untimed: list[tuple[int, str]], shift: float, path: Path) -> TimedText:
+    headings: dict[int, list[str]] = {}  # line of words → headings before it
     for place, words in untimed:
-        key = timed[place] if place < len(timed) else None
-        headings.setdefault(key, []).append(words)
-    order = sorted(range(len(timed)), key=lambda index: (timed[index][0], index))
+        headings.setdefault(place, []).append(words)
+    order = sorted(range(len(timed)), key=lambda index: (timed[index].start, index))
     builder = Builder()
     for position, index in enumerate(order):
-        start, words = timed[index]
-        for heading in headings.pop(timed[index], []):
+        for heading in headings.pop(index, []):
             builder.add(heading + "\n")
-        after = timed[order[position + 1]][0] if position + 1 < len(order) else float("inf")
-        if words:
-            _add_line(builder, words, start, after, shift, path)
-    for heading in headings.pop(None, []):
+        after = timed[order[position + 1]].start if position + 1 < len(order) else float("inf")
+        if timed[index].words:
+            _add_line(builder, timed[index], after, shift, path)
+    for heading in headings.pop(len(timed), []):
         builder.add(heading + "\n")
     return builder.build()
 
 
-def _add_line(builder: Builder, words: str, start: float, after: float, shift: float, path: Path) -> None:
+def _add_line(builder: Builder, line: _Line, after: float, shift: float, path: Path) -> None:
     def at(time: float) -> float:
         return max(time - shift, 0.0)
 
-    pieces = _WORD_TIME.split(words)
+    pieces = _WORD_TIME.split(line.words)
     plain = "".join(pieces[::2])
-    if re.search(r"<\d+:", plain):
-        raise UserError(f"{path}: {plain[:30]!r} has a word time that is none; write <minutes:seconds.hundredths>")
+    if re.search(r"<\s*\d+\s*[:.]", plain):
+        raise UserError(
+            f"{path}, line {line.number}: {plain[:30]!r} has a time that is none; write <minutes:seconds.hundredths>"
+        )
     if len(pieces) == 1:
-        end = min(after, start + SECONDS_A_CHARACTER * max(len(plain), 2))
-        builder.add(plain.strip(), at(start), at(end))
+        end = min(after, line.start + SECONDS_A_CHARACTER * max(len(plain), 2))
+        builder.add(plain.strip(), at(line.start), at(end))
     else:
-        times = [start, *(_seconds(piece, path, 0) for piece in pieces[1::2])]
+        times = [line.start, *(_seconds(piece, path, line.number) for piece in pieces[1::2])]
         for index, text in enumerate(pieces[::2]):
             longest = times[index] + SECONDS_A_CHARACTER * max(len(text.strip()), 2)
             end = times[index + 1] if index + 1 < len(times) else min(after, longest)

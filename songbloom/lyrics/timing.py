@@ -28,7 +28,7 @@ __all__ = ["SUFFIXES", "Timed", "TimedText", "from_phrases", "read_timed", "toke
 
 SUFFIXES = (".lrc", ".lab", ".musicxml", ".xml", ".mxl", ".json")
 """Files that :func:`read_timed` reads."""
-FEWEST_MATCHES = 0.4
+FEWEST_MATCHES = 0.6
 """Share of a song's sounds that must be found in a timed file, or it belongs to another song."""
 
 

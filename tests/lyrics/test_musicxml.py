@@ -1,0 +1,203 @@
+"""Scores: ours, those of music21's corpus, and every trap of the format."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from songbloom.errors import UserError
+from songbloom.lyrics.musicxml import read_musicxml
+from songbloom.lyrics.timing import read_timed
+
+SCORES = Path(__file__).parent / "scores"
+
+
+def note(step: str = "C", length: int = 2, words: str = "", more: str = "") -> str:
+    pitch = "<rest/>" if step == "R" else f"<pitch><step>{step}</step><octave>4</octave></pitch>"
+    return f"<note>{pitch}<duration>{length}</duration><voice>1</voice>{more}{words}</note>"
+
+
+def lyric(text: str, number: int = 1, syllabic: str = "single") -> str:
+    return f'<lyric number="{number}"><syllabic>{syllabic}</syllabic><text>{text}</text></lyric>'
+
+
+def named(*parts: str) -> str:
+    return "".join(f'<score-part id="P{i}"><part-name>{p}</part-name></score-part>' for i, p in enumerate(parts, 1))
+
+
+def part(key: str, measure: str) -> str:
+    return f'<part id="{key}"><measure number="1">{measure}</measure></part>'
+
+
+def score(*measures: str, parts: str = "", names: str = named("Vocal")) -> str:
+    """A score of 2 divisions a quarter, at 60 quarters a minute: one division is half a second."""
+    first = '<attributes><divisions>2</divisions></attributes><direction><sound tempo="60"/></direction>'
+    body = "".join(f'<measure number="{i + 1}">{first if i == 0 else ""}{m}</measure>' for i, m in enumerate(measures))
+    return (
+        '<?xml version="1.0"?><!DOCTYPE score-partwise PUBLIC "x" "http://localhost:1/nowhere.dtd">'
+        f'<score-partwise><part-list>{names}</part-list><part id="P1">{body}</part>{parts}</score-partwise>'
+    )
+
+
+def read(tmp_path: Path, text: str, **more: object) -> list[tuple[str, float, float]]:
+    path = tmp_path / "a.musicxml"
+    path.write_text(text, encoding="utf-8")
+    return [tuple(piece) for piece in read_musicxml(path, **more)]  # type: ignore[arg-type, misc]
+
+
+def text_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "a.musicxml"
+    path.write_text(text, encoding="utf-8")
+    return read_timed(path).text
+
+
+def test_our_own_score():
+    timed = read_timed(SCORES / "ja_song_03.musicxml")
+    assert timed.text == "コーヒーとらーめん\nしんぱいないさ\n"
+    assert timed.times[0] == pytest.approx((4 * 60 / 108, 5 * 60 / 108))
+
+
+def test_notes_that_hold_a_syllable(tmp_path: Path):
+    tie = '<tie type="start"/>'
+    stop = '<tie type="stop"/>'
+    measures = (
+        note(words=lyric("か"), more=tie) + note(more=stop),
+        note() + note("R", 1) + note("D", 1) + note(words=lyric("ぜ")),
+    )
+    # か is held over the bar line and by a note without words; after a rest nothing holds it any more
+    assert read(tmp_path, score(*measures)) == [("か", 0.0, 3.0), ("ぜ", 4.0, 5.0)]
+
+
+def test_words_and_lines(tmp_path: Path):
+    words = [("Sa", "begin"), ("ku", "middle"), ("ra", "end"), ("oh", "single")]
+    first = "".join(note(words=lyric(t, syllabic=s)) for t, s in words)
+    second = note("R") + note(words=lyric("夢。")) + note(words=lyric("き")) + note("R", 1) + note(words=lyric("み"))
+    assert text_of(tmp_path, score(first, second)) == "Sakura oh\n夢。\nきみ"
+
+
+def test_elisions_breaths_and_sections(tmp_path: Path):
+    elided = "<lyric><text>o</text><elision>‿</elision><text>a</text></lyric>"
+    glued = "<lyric><text>や</text><elision/><text>ま</text></lyric>"
+    mark = "<direction><direction-type><rehearsal>サビ</rehearsal></direction-type></direction>"
+    measures = note(words=elided) + note(words=lyric("br")) + mark + note(words=glued), note("R", 8)
+    assert text_of(tmp_path, score(*measures)) == "o a\n[chorus]\nやま\n"
+
+
+def test_tempo_changes_within_a_measure_and_from_another_part(tmp_path: Path):
+    faster = '<direction><sound tempo="120"/></direction>'
+    metronome = (
+        "<direction><direction-type><metronome><beat-unit>quarter</beat-unit><beat-unit-dot/>"
+        "<per-minute>20</per-minute></metronome></direction-type></direction>"
+    )
+    singing = score(
+        note(words=lyric("a")) + faster + note(words=lyric("b")),
+        note(words=lyric("c")),
+        note(words=lyric("d")),
+        names=named("Vocal", "Piano"),
+        parts='<part id="P2"><measure number="1"><note><rest/><duration>2</duration></note></measure>'
+        f'<measure number="2"/><measure number="3">{metronome}</measure></part>',
+    )
+    assert read(tmp_path, singing) == [("a", 0.0, 1.0), ("b", 1.0, 1.5), ("c", 1.5, 2.0), ("d", 2.0, 4.0)]
+
+
+def test_chords_grace_notes_and_voices(tmp_path: Path):
+    grace = "<note><grace/><pitch><step>C</step><octave>4</octave></pitch><voice>1</voice></note>"
+    chord = note(more="<chord/>").replace("<pitch>", "<chord/><pitch>", 1)
+    other = "<backup><duration>4</duration></backup>" + note("E", 4).replace("<voice>1", "<voice>2")
+    measures = (
+        grace + note(words=lyric("a")) + chord + note(words=lyric("b")) + other,
+        note("R") + note(words=lyric("c")),
+    )
+    assert read(tmp_path, score(*measures)) == [("a", 0.0, 1.0), ("b", 1.0, 2.0), ("c", 3.0, 4.0)]
+
+
+def repeat(direction: str) -> str:
+    return f'<barline><repeat direction="{direction}"/></barline>'
+
+
+def ending(numbers: str, kind: str) -> str:
+    return f'<barline><ending number="{numbers}" type="{kind}"/></barline>'
+
+
+def test_repeats_sing_their_verses(tmp_path: Path):
+    both = note(words=lyric("a1") + lyric("a2", 2))
+    measures = (
+        note(words=lyric("x")),
+        repeat("forward") + both,
+        ending("1", "start") + note(words=lyric("b")) + ending("1", "stop") + repeat("backward"),
+        ending("2", "start") + note(words=lyric("c")) + ending("2", "discontinue"),
+        note(words=lyric("y") + lyric("y2", 2)),
+    )
+    found = read(tmp_path, score(*measures))
+    assert [(text, start) for text, start, _ in found] == [
+        ("x", 0.0), ("a1", 1.0), ("b", 2.0), ("a2", 3.0), ("c", 4.0), ("y", 5.0),
+    ]  # fmt: skip
+    once = read(tmp_path, score(*measures), repeats=False)
+    assert [text for text, *_ in once] == ["x", "a1", "b", "c", "y"]
+
+
+def test_a_repeat_from_the_start_three_times(tmp_path: Path):
+    again = '<barline><repeat direction="backward" times="3"/></barline>'
+    measures = note(words=lyric("a") + lyric("b", 2) + lyric("c", 3)) + again, note(words=lyric("z"))
+    assert [text for text, *_ in read(tmp_path, score(*measures))] == ["a", "b", "c", "z"]
+
+
+def test_the_part_with_words_is_chosen(tmp_path: Path):
+    names = named("Flute", "Lead", "Choir")
+    choir = note(words=lyric("la")) * 3
+    parts = part("P2", note(words=lyric("a"))) + part("P3", choir)
+    text = score(note(), parts=parts, names=names)
+    assert [t for t, *_ in read(tmp_path, text)] == ["a"]  # a voice before what has more words
+    assert len(read(tmp_path, text, part="choir")) == 3
+    with pytest.raises(UserError, match=r"no part 'Bass'; there are P1 \(Flute\), P2 \(Lead\), P3 \(Choir\)"):
+        read(tmp_path, text, part="Bass")
+    with pytest.raises(UserError, match="no words"):
+        read(tmp_path, text, part="Flute")
+
+
+def test_timewise_scores_and_namespaces(tmp_path: Path):
+    measure = f'<measure number="1"><part id="P1">{note(words=lyric("a"))}</part></measure>'
+    assert read(tmp_path, f'<score-timewise xmlns="urn:x"><part-list/>{measure}</score-timewise>') == [("a", 0.0, 1.0)]
+
+
+def test_compressed_scores(tmp_path: Path):
+    path = tmp_path / "a.mxl"
+    container = '<container><rootfiles><rootfile full-path="folder/b.xml"/></rootfiles></container>'
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("META-INF/container.xml", container)
+        archive.writestr("folder/b.xml", score(note(words=lyric("夢"))))
+    assert [p.text for p in read_timed(path)] == ["夢"]
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"a\.mxl: is no compressed MusicXML"):
+        read_timed(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(UserError, match=r"a\.mxl: is no compressed MusicXML"):
+        read_timed(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<score-partwise>\n<part>\n</score-partwise>", r"a\.musicxml, line 3: is no XML"),
+        ("", "is no XML"),
+        ("<html/>", "no MusicXML score .it is a html"),
+        ("<score-partwise/>", "has no parts"),
+        (score(note()), "part 'Vocal' has no words"),
+        (score(note(words=lyric("a")).replace("<duration>2", "<duration>two")), "measure 1: 'two' is no number"),
+    ],
+)
+def test_broken_scores(tmp_path: Path, text: str, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_outside_is_read(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret", encoding="utf-8")
+    entity = f'<!DOCTYPE score-partwise [<!ENTITY x SYSTEM "file://{secret}">]>'
+    with pytest.raises(UserError, match="no XML"):
+        read(tmp_path, entity + score(note(words=lyric("&x;"))).split('dtd">')[1])
