@@ -39,6 +39,6 @@ def check_file(path: Path) -> Golden:
         content = torch.load(path, weights_only=True)
     except Exception as error:  # any way in which a file can be broken
         raise UnknownFile(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    golden = Golden(path.name, content)
+    golden = Golden(path.name, content, path.parent)
     known[max(prefixes, key=len)](golden)
     return golden

@@ -7,6 +7,7 @@ failure, so a new kind of quantity in a file cannot pass unnoticed.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,7 @@ class Golden:
 
     name: str
     content: Any
+    folder: pathlib.Path = pathlib.Path()  # where the file lies, and those that it names
     seen: set[Path] = field(default_factory=set)
     quantities: dict[str, Quantity] = field(default_factory=dict)
 

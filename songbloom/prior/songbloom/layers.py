@@ -1,0 +1,130 @@
+"""Linear maps, norms and rotary positions of both transformers.
+
+Weights are cast to the input's dtype where they are used, so the dtype of what is fed in decides; norms, softmax and
+rotary positions compute in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RMS_EPS = 1e-6
+LAYER_NORM_EPS = 1e-5
+
+
+class Linear(nn.Module):
+    """``y = x Wᵀ (+ b)``, W ``[out, in]``; W starts as N(0, ``std``), b as zeros."""
+
+    def __init__(self, inputs: int, outputs: int, *, std: float, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.std = std
+
+    def start(self, generator: torch.Generator | None) -> None:
+        """Draw the weights."""
+        nn.init.normal_(self.weight, std=self.std, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Embedding(nn.Module):
+    """A row of ``weight [bins, width]`` for each id; rows start as N(0, ``std``)."""
+
+    def __init__(self, bins: int, width: int, *, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(bins, width))
+        self.std = std
+
+    def start(self, generator: torch.Generator | None) -> None:
+        """Draw the rows."""
+        nn.init.normal_(self.weight, std=self.std, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """``x / rms(x)`` over the last axis in float32, then scaled (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_EPS)
+        return (self.weight * normed.to(x.dtype)).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm in float32 with a learned scale.
+
+    The shift is kept but not learned (zeros, unless a file has others).
+    """
+
+    bias: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_buffer("bias", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), LAYER_NORM_EPS)
+        return normed.to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """``down(silu(gate(x)) · up(x))`` (SwiGLU, Shazeer 2020); gate and up are one matrix, gate's rows first."""
+
+    def __init__(self, width: int, hidden: int, *, std: float) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, 2 * hidden, std=std)
+        self.down = Linear(hidden, width, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+def rotary_table(positions: Tensor, channels: int, base: float) -> Tensor:
+    """Cosines and sines of the angles ``position · base^(-2i/channels)``: ``[2, len(positions), channels]``, float32.
+
+    The half-split form: channel i is turned with channel i + channels/2 (Su et al. 2021, laid out as in Llama).
+    """
+    steps = torch.arange(0, channels, 2, device=positions.device, dtype=torch.float32) / channels
+    angles = positions.float()[:, None] * (1.0 / base**steps)
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """``x [..., T, channels]`` with its first ``table.shape[-1]`` channels turned by each position's angles."""
+    channels = table.shape[-1]
+    turned, kept = x[..., :channels].float(), x[..., channels:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * table[0] + torch.cat([-second, first], dim=-1) * table[1]
+    turned = turned.to(x.dtype)
+    return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[N, T, heads · D]`` → ``[N, heads, T, D]``."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``[N, heads, T, D]`` → ``[N, T, heads · D]``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def start_weights(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw the weights of every linear map and embedding inside ``module``, in the order of its modules."""
+    for part in module.modules():
+        if isinstance(part, (Linear, Embedding)):
+            part.start(generator)

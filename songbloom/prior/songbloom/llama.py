@@ -1,0 +1,197 @@
+"""The language model: a Llama-style causal decoder over vectors, whole or a few positions at a time.
+
+Source: Touvron et al. 2023, *LLaMA*; pre-norm RMSNorm, rotary positions, SwiGLU, no biases. The positions of the
+conditions ("prefix") come first and are computed once a prompt; every sample of that prompt reads the same keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from songbloom.prior.songbloom.config import SongBloomConfig
+from songbloom.prior.songbloom.layers import GatedMLP, Linear, RMSNorm, merge_heads, rotary_table, rotate, split_heads
+
+CHUNK = 256  # positions of a long continuation that are computed at once; bounds the memory of attention's scores
+
+
+class LanguageModelLayer(nn.Module):
+    """One layer: ``x += attention(norm(x)); x += mlp(norm(x))``."""
+
+    def __init__(self, config: SongBloomConfig) -> None:
+        super().__init__()
+        width, std = config.prior_width, config.init_std
+        self.heads = config.heads
+        self.attention_norm = RMSNorm(width)
+        self.query_key_value = Linear(width, 3 * width, std=std)
+        self.attention_output = Linear(width, width, std=std)
+        self.mlp_norm = RMSNorm(width)
+        self.mlp = GatedMLP(width, config.mlp_width, std=std)
+
+    def queries_keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``x [N, T, W]`` → queries, keys (both turned) and values ``[N, heads, T, D]``."""
+        projected = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.heads) for part in projected)
+        return rotate(query, table), rotate(key, table), value
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer after ``attended [N, heads, T, D]``."""
+        x = x + self.attention_output(merge_heads(attended))
+        return x + self.mlp(self.mlp_norm(x))
+
+    def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, T, W]`` → the layer's output, its keys and its values."""
+        query, key, value = self.queries_keys_values(x, table)
+        return self.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True)), key, value
+
+
+class LanguageModel(nn.Module):
+    """The decoder with its final norm, on vectors ``[N, T, prior_width]``."""
+
+    def __init__(self, config: SongBloomConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(LanguageModelLayer(config) for _ in range(config.prior_depth))
+        self.norm = RMSNorm(config.prior_width)
+
+    def _layers(self) -> Iterator[LanguageModelLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, LanguageModelLayer)
+            yield layer
+
+    def positions(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """The rotary table of a range of positions."""
+        return rotary_table(torch.arange(start, stop, device=device), self.config.head_width, self.config.rotary_base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All positions at once, each seeing itself and those before it: ``[N, T, W]`` → ``[N, T, W]``."""
+        table = self.positions(0, x.shape[1], x.device)
+        for layer in self._layers():
+            if self.config.c_res and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, table, use_reentrant=False)[0]
+            else:
+                x = layer(x, table)[0]
+        return self.norm(x)
+
+    def attention_weights(self, x: Tensor, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        """The attention of some (layer, head) pairs over the whole sequence: ``[len(wanted), N, T, T]``, float32."""
+        table, found = self.positions(0, x.shape[1], x.device), {}
+        after = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        for index, layer in enumerate(self._layers()):
+            for head in {head for at, head in wanted if at == index}:
+                query, key, _ = layer.queries_keys_values(x, table)
+                scores = query[:, head].float() @ key[:, head].float().transpose(-1, -2) * query.shape[-1] ** -0.5
+                found[index, head] = scores.masked_fill(after, float("-inf")).softmax(-1)
+            x = layer(x, table)[0]
+        return torch.stack([found[pair] for pair in wanted])
+
+    def begin(self, prefix: Tensor, rows: Sequence[int], capacity: int) -> Cache:
+        """Compute the conditions' positions once each and make room for the song.
+
+        Args:
+            prefix: ``[G, L, W]``, a row for each different condition.
+            rows: which of the G conditions each row that will be fed reads; rows of one condition stand together.
+            capacity: positions after the prefix that the cache must hold.
+        """
+        table = self.positions(0, prefix.shape[1], prefix.device)
+        keys, values, x = [], [], prefix
+        for layer in self._layers():
+            x, key, value = layer(x, table)
+            keys.append(key)
+            values.append(value)
+        config = self.config
+        shape = (config.prior_depth, len(rows), config.heads, capacity, config.head_width)
+        own = [torch.empty(shape, dtype=prefix.dtype, device=prefix.device) for _ in (0, 1)]
+        tables = self.positions(prefix.shape[1], prefix.shape[1] + capacity, prefix.device)
+        return Cache(keys, values, own[0], own[1], list(rows), tables)
+
+    def step(self, x: Tensor, cache: Cache) -> Tensor:
+        """The next positions: ``x [rows, m, W]`` → ``[rows, m, W]``; the cache remembers them."""
+        outputs = []
+        for part in x.split(CHUNK, dim=1):
+            start, stop = cache.length, cache.length + part.shape[1]
+            table = cache.table[:, start:stop]
+            for index, layer in enumerate(self._layers()):
+                query, key, value = layer.queries_keys_values(part, table)
+                part = layer.finish(part, cache.attend(index, query, key, value))
+            cache.length = stop
+            outputs.append(self.norm(part))
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+class Cache:
+    """Keys and values of the prefix (once a condition) and of the song so far (a row each, in room made once).
+
+    Attributes:
+        rows: for each row the condition whose prefix it reads.
+        length: positions of the song so far.
+        table: the rotary table of the song's positions.
+    """
+
+    def __init__(
+        self,
+        prefix_keys: list[Tensor],
+        prefix_values: list[Tensor],
+        keys: Tensor,
+        values: Tensor,
+        rows: list[int],
+        table: Tensor,
+    ) -> None:
+        self.prefix_keys, self.prefix_values = prefix_keys, prefix_values
+        self.keys, self.values = keys, values
+        self.rows, self.table, self.length = rows, table, 0
+        self.runs = self._runs()
+
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """``(condition, first row, end row)`` of neighbours that read the same prefix."""
+        runs: list[tuple[int, int, int]] = []
+        for row, condition in enumerate(self.rows):
+            if runs and runs[-1][0] == condition:
+                runs[-1] = (condition, runs[-1][1], row + 1)
+            else:
+                runs.append((condition, row, row + 1))
+        return runs
+
+    def select(self, kept: Sequence[int]) -> None:
+        """Keep only these rows, in this order."""
+        index = torch.tensor(list(kept), dtype=torch.int64, device=self.keys.device)
+        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        self.rows = [self.rows[row] for row in kept]
+        self.runs = self._runs()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Remember m new positions and attend from them to the prefix and to the song up to themselves.
+
+        Args:
+            query, key, value: ``[rows, heads, m, D]``, turned.
+
+        Returns:
+            ``[rows, heads, m, D]``. Softmax in float32 over prefix and song together.
+        """
+        start, stop, m = self.length, self.length + query.shape[2], query.shape[2]
+        self.keys[layer, :, :, start:stop] = key
+        self.values[layer, :, :, start:stop] = value
+        query = query * query.shape[-1] ** -0.5
+        own = query @ self.keys[layer, :, :, :stop].transpose(-1, -2)
+        if m > 1:
+            after = torch.ones(m, stop, dtype=torch.bool, device=query.device).triu(start + 1)
+            own = own.masked_fill(after, float("-inf"))
+        scores = torch.cat([self._of_prefix(query, self.prefix_keys[layer], turned=True), own], dim=-1)
+        weights = scores.float().softmax(-1).to(query.dtype)
+        prefix = scores.shape[-1] - stop
+        seen = self._of_prefix(weights[..., :prefix], self.prefix_values[layer], turned=False)
+        return seen + weights[..., prefix:] @ self.values[layer, :, :, :stop]
+
+    def _of_prefix(self, x: Tensor, prefix: Tensor, *, turned: bool) -> Tensor:
+        """``x [rows, heads, m, A]`` times its row's part of ``prefix [G, heads, B, C]``, one product a condition."""
+        heads, m = x.shape[1:3]
+        found = []
+        for condition, first, end in self.runs:
+            matrix = prefix[condition].transpose(-1, -2) if turned else prefix[condition]
+            stacked = x[first:end].transpose(0, 1).reshape(heads, (end - first) * m, x.shape[-1])
+            found.append((stacked @ matrix).unflatten(1, (end - first, m)).transpose(0, 1))
+        return torch.cat(found) if len(found) > 1 else found[0]

@@ -1,0 +1,37 @@
+"""Between tokens, latents and the language model: classifier of the next token, encoder of a finished patch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from songbloom.prior.songbloom.config import SongBloomConfig
+from songbloom.prior.songbloom.layers import Linear
+
+
+class TokenClassifier(nn.Module):
+    """Hidden vectors ``[..., W]`` → logits ``[..., l_bins + 1]`` in float32, end-of-song last."""
+
+    def __init__(self, config: SongBloomConfig) -> None:
+        super().__init__()
+        self.hidden = Linear(config.prior_width, config.prior_width, std=config.init_std)
+        self.output = Linear(config.prior_width, config.l_bins + 1, std=config.init_std, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.silu(self.hidden(x))).float()
+
+
+class PatchEncoder(nn.Module):
+    """The latents of a patch ``[..., patch_size, latent_width]`` → one vector ``[..., W]`` for the language model.
+
+    The paper calls it a convolutional encoder; the published model has two linear maps over the frames end to end.
+    """
+
+    def __init__(self, config: SongBloomConfig) -> None:
+        super().__init__()
+        width = config.prior_width
+        self.hidden = Linear(config.patch_size * config.latent_width, width, std=config.init_std, bias=True)
+        self.output = Linear(width, width, std=config.init_std, bias=True)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.output(F.silu(self.hidden(latents.flatten(-2))))

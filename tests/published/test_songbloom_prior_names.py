@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from songbloom.errors import UserError
+from songbloom.prior.songbloom.config import SongBloomConfig
+from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.published.songbloom.prior import (
+    codec_state,
+    from_published,
+    is_published,
+    settings_from_published,
+    to_published,
+    vocabulary_settings,
+)
+
+MANIFESTS = Path(__file__).parents[1] / "manifest"
+VOCABULARY = json.loads((MANIFESTS / "songbloom_vocab_g2p.json").read_text())
+NAMES = ("songbloom_full_150s", "songbloom_full_240s")
+
+
+def manifest(name):
+    return json.loads((MANIFESTS / f"{name}.json").read_text())
+
+
+def meta_state(content, dtype=torch.float32):
+    return {name: torch.empty(t["shape"], dtype=dtype, device="meta") for name, t in content["tensors"].items()}
+
+
+def build(settings):
+    with torch.device("meta"):
+        return SongBloomPrior(SongBloomConfig(**settings))
+
+
+def kinds(state):
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_published_tensor_has_a_name_here_and_comes_back(name, dtype):
+    state = meta_state(manifest(name), dtype)
+    assert is_published(state) and len(state) == 454
+    ours = from_published(state)
+    assert not is_published(ours)
+    assert kinds(to_published(ours)) == kinds(state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_model_has_the_published_names_shapes_and_kinds(name):
+    content = manifest(name)
+    prior = build(settings_from_published(content["_meta"]["config"]))
+    state = meta_state(content)
+    assert kinds(to_published(prior.state_dict())) == kinds(state)
+    assert kinds(from_published(state)) == kinds(prior.state_dict())
+    buffers = to_published(dict(prior.named_buffers()))
+    assert buffers.keys() == {key for key, entry in content["tensors"].items() if entry["kind"] == "buffer"}
+    assert sum(p.numel() for p in prior.parameters()) == content["_meta"]["n_params"]
+    assert prior.cost()["parameters"] == content["_meta"]["n_params"]
+
+
+def test_published_settings_are_the_defaults():
+    config = SongBloomConfig(**settings_from_published(manifest("songbloom_full_150s")["_meta"]["config"]))
+    assert config == SongBloomConfig()
+    assert config.n_ctx(4000) == 850 + 4251
+    longer = SongBloomConfig(**settings_from_published(manifest("songbloom_full_240s")["_meta"]["config"]))
+    assert (longer.rotary_base, longer.lyric_tokens) == (40000, 1000)
+
+
+def test_the_published_vocabulary_gives_the_default_tokens():
+    given = vocabulary_settings(VOCABULARY)
+    assert SongBloomConfig(**given) == SongBloomConfig()
+    assert [VOCABULARY[token] for token in given["structure_tokens"]][:3] == ["[verse]", "[chorus]", "[bridge]"]
+
+
+def test_the_codec_beside_the_model_is_left_to_the_codec():
+    state = meta_state(manifest("songbloom_full_150s"))
+    codec = {"vae.vae.decoder.layers.0.bias": torch.zeros(2)}
+    assert from_published({**state, **codec}).keys() == from_published(state).keys()
+    assert codec_state({**state, **codec}).keys() == {"decoder.layers.0.bias"}
+
+
+def test_other_files_and_options_are_refused():
+    state = meta_state(manifest("songbloom_full_150s"))
+    with pytest.raises(UserError, match="no checkpoint of a SongBloom model"):
+        from_published({"model.x": torch.zeros(1)})
+    with pytest.raises(UserError, match="another model's"):
+        from_published({**state, "model.extra.weight": torch.zeros(1)})
+    key = "model.ar_transformer.layers.3.self_attn.q_proj.weight"
+    with pytest.raises(UserError, match="broken checkpoint"):
+        from_published({name: tensor for name, tensor in state.items() if name != key})
+    with pytest.raises(UserError, match="no name of our prior's"):
+        to_published({"language_model.layers.0.other": torch.zeros(1)})
+    model = manifest("songbloom_full_150s")["_meta"]["config"]
+    for change in (
+        {"backend": "bart"},
+        {"pre_norm": True},
+        {"time_cond_type": "cross"},
+        {"fuser_cfg": {"cross": ["lyrics"]}},
+        {"surprise": 1},
+    ):
+        with pytest.raises(UserError):
+            settings_from_published({**model, **change})
