@@ -258,7 +258,8 @@ def table(ranked: Sequence[HeadScore]) -> str:
     for score in ranked:
         line = f"{score.layer:>5}  {score.head:>4}  {score.monotony:>8.3f}"
         if score.right is not None and score.error is not None:
-            line += f"  {100 * score.right:>11.1f} %  {score.error:>10.3f} s  {score.shift:>+6.3f} s"
+            error = f"{score.error:>10.3f} s" if np.isfinite(score.error) else f"{'not found':>12}"
+            line += f"  {100 * score.right:>11.1f} %  {error}  {score.shift:>+6.3f} s"
         lines.append(line)
     return "\n".join(lines)
 

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
+from songbloom.lyrics.vocabulary import vocabulary
+from songbloom.lyrics.window import lyric_window
 from songbloom.sampling import alignment
 from tests.golden.report import Golden
 
 FILES = {"align.json", "align.png", "lyrics.json"}  # what the numbers below are written to, for each item
-
-
-def window_indices(tokens: int, n_tokens: int, total: int, offset: int, duration: int) -> list[int]:
-    """The window of lyrics that a prior reads (Jukebox's rule), computed here since files give its results only."""
-    if tokens < n_tokens:
-        return [-1] * (n_tokens - tokens) + list(range(tokens))
-    middle = int(np.float32(tokens * np.float32(offset + duration / 2.0)) / np.float32(total))
-    middle = min(max(middle, n_tokens // 2), tokens - n_tokens // 2)
-    return list(range(middle - n_tokens // 2, middle + n_tokens // 2))
 
 
 def check_alignment(golden: Golden) -> None:
@@ -36,10 +28,11 @@ def _check_case(golden: Golden, case: str) -> None:
     attention, full = golden.given(case, "attn"), golden.given(case, "full_tokens")
     starts = alignment.window_starts(total, n_ctx, hop)
     golden.expect(case, "starts", got=starts)
-    per_code = _samples_per_code(y, n_ctx, n_tokens)
+    per_code = int(y[0, 2]) // n_ctx  # the third column is the length of a window in samples
+    # Numbers stay tensors of int64, so that their products are float32, as a prior's labels are moved to a window.
     indices = {
         start: [
-            window_indices(len(tokens), n_tokens, int(row[0]), int(row[1]) + start * per_code, n_ctx * per_code)
+            lyric_window(len(tokens), n_tokens, row[0], row[1] + start * per_code, row[2])
             for tokens, row in zip(full, y, strict=True)
         ]
         for start in starts
@@ -50,7 +43,7 @@ def _check_case(golden: Golden, case: str) -> None:
         matrix = alignment.assemble(_attend(attention, indices, item, head), starts, total, len(tokens))
         golden.expect(case, "alignments", item, got=torch.from_numpy(matrix), name=f"{case}.alignments")
         golden.expect(case, "align_json", item, got=alignment.grey_rows(matrix), name=f"{case}.align_json")
-        symbols = alignment.shifted_symbols(list(meta["lyrics"]), matrix)
+        symbols = alignment.shifted_symbols(_symbols(tokens, meta["lyrics"]), matrix)
         golden.expect(case, "lyrics_json", item, got=symbols, name=f"{case}.lyrics_json")
         picture = alignment.grey_picture(matrix)
         golden.expect(case, "align_png_shape", item, got=list(picture.shape), name=f"{case}.align_png_shape")
@@ -59,9 +52,13 @@ def _check_case(golden: Golden, case: str) -> None:
         assert set(written[item]) >= FILES
 
 
-def _samples_per_code(y: torch.Tensor, n_ctx: int, n_tokens: int) -> int:
-    """From the labels, whose third column is the length of a window in samples."""
-    return int(y[0, 2]) // n_ctx
+def _symbols(tokens: list[int], lyrics: str) -> list[str]:
+    """The characters of a file's tokens, by the vocabulary that gives these tokens for its lyrics."""
+    for name in ("v2", "v3"):
+        one = vocabulary(name)
+        if list(one.tokenize(lyrics).ids) == list(tokens):
+            return [one.symbols[token] for token in tokens]
+    raise AssertionError(f"no vocabulary gives the file's tokens for {lyrics!r}")
 
 
 def _attend(attention: Any, indices: dict[int, list[list[int]]], item: int, head: int) -> alignment.Attend:
