@@ -125,6 +125,31 @@ def test_mistakes_are_one_line_and_leave_nothing(folder: Path, words: list[str],
     assert not (folder / "logs").exists()
 
 
+SMALL_LABELLED = {
+    "small_labelled_prior": [],
+    "small_single_enc_dec_prior": ["--n_tokens=32"],
+    "small_sep_enc_dec_prior": ["--n_tokens=32", "--prime_width=16", "--prime_depth=2", "--prime_blocks=8"],
+}
+
+
+@pytest.mark.parametrize("name", SMALL_LABELLED)
+def test_small_priors_with_labels_train(name: str, codec: Path, folder: Path) -> None:
+    """The commands that are given for these sets, with everything made tiny; songs have JSON files beside them."""
+    for number, row in enumerate([{"artist": "Mei", "genre": "folk", "lyrics": "la la la"}, {"lyrics": "さくら"}]):
+        (folder / "songs" / f"song_{number}.json").write_text(json.dumps(row))
+    sizes = ["--n_ctx=64", "--prior_width=32", "--prior_depth=16", "--blocks=8", "--min_duration=1"]
+    words = [f"--hps=tiny_vqvae,{name},all_fp16,cpu_ema", *SMALL, f"--name={name}", *sizes, *SMALL_LABELLED[name]]
+    words += ["--sample_length=2048", "--bs=3", "--nworkers=1", "--audio_files_dir=songs", "--labels=True", "--train"]
+    words += ["--test", "--aug_shift", "--prior", "--levels=2", "--level=1", "--weight_decay=0.01", "--train_steps=2"]
+    done = run(folder, *words, restored(codec), "--log_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "labels: 1 artists and 1 genres from the songs (y_bins=(10, 100))" in done.stdout
+    assert ("prime_loss" in done.stdout) is (name != "small_labelled_prior")
+    content = latest(folder / "logs", name)
+    assert content["step"] == 2 and content["hps"]["label_ids"]["artists"] == {"unknown": 0, "mei": 1}
+    assert any(key.startswith("label_conditioner.") for key in content["model"])
+
+
 def test_a_prior_stays_with_its_codec(codec: Path, folder: Path) -> None:
     """Codes of another codec mean something else: neither training nor sampling goes on with them unasked."""
     prior = [*PRIOR, "--name=prior", "--audio_files_dir=songs", "--train_steps=2"]
