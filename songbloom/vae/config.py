@@ -73,6 +73,8 @@ class VAEConfig:
         for name in ("vae_strides", "vae_multipliers", "vae_dilations", "vae_spectral_n_fft"):
             if any(value < 1 for value in getattr(self, name)):
                 raise UserError(f"{name} is {getattr(self, name)}: every value must be at least 1")
+        if min(self.vae_strides) < 2:
+            raise UserError(f"vae_strides is {self.vae_strides}: every block must make at least 2 moments one")
         for name in ("sr", "vae_channels", "vae_width", "vae_latent_dim", "vae_discriminator_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -203,7 +203,7 @@ def config_from_published(content: Mapping[str, Any], **changes: Any) -> VAEConf
             "use_snake": (encoder.get("use_snake", False), decoder.get("use_snake", False), True),
         }
         values = {
-            "sr": content["sample_rate"],
+            "sr": int(content["sample_rate"]),
             "vae_channels": encoder["in_channels"],
             "vae_width": encoder["channels"],
             "vae_multipliers": tuple(encoder["c_mults"]),
@@ -211,9 +211,9 @@ def config_from_published(content: Mapping[str, Any], **changes: Any) -> VAEConf
             "vae_latent_dim": latents,
             "vae_final_tanh": bool(decoder["final_tanh"]),
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"the VAE's configuration has no usable entry {error}: give the json published with it"
+            f"the VAE's configuration lacks an entry, or has an unusable one ({error}): give the json published with it"
         ) from error
     for side, kind in kinds.items():
         if kind != "oobleck":

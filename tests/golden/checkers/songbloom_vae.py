@@ -42,7 +42,8 @@ def _check_pieces(golden: Golden, model: VAE) -> None:
     for key in list(golden.content):
         if found := re.fullmatch(r"decode_chunked_(\d+)_(\d+)", key):
             chunk, overlap = int(found[1]), int(found[2])
-            golden.expect(f"chunk_{chunk}_{overlap}", got=torch.tensor([chunk, overlap]))
+            if golden.has(f"chunk_{chunk}_{overlap}"):
+                golden.expect(f"chunk_{chunk}_{overlap}", got=torch.tensor([chunk, overlap]))
             latents = _swap(_latents_of(golden, key))
             made = model.decode(latents, chunked=True, chunk=chunk, overlap=overlap)
             golden.expect(key, got=_swap(made), **AUDIO)

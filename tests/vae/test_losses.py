@@ -1,0 +1,73 @@
+"""Losses against numbers that are known beforehand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from songbloom.audio.spectral import STFT
+from songbloom.vae import losses
+from tests.vae.tiny import sound
+
+TRANSFORMS = (STFT(64, 16, 64), STFT(32, 8, 32))
+
+
+def _spectral(target: torch.Tensor, output: torch.Tensor, perceptual: bool = False) -> torch.Tensor:
+    return losses.spectral_losses(target, output, transforms=TRANSFORMS, sample_rate=8000, perceptual=perceptual)
+
+
+def test_kl_is_twice_that_of_two_normal_laws() -> None:
+    mean, std = sound(2, 5, 3), sound(2, 5, 3, seed=2).abs() + 0.1
+    ours = losses.kl_divergence(mean, std)
+    normal = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    reference = torch.distributions.kl_divergence(torch.distributions.Normal(mean, std), normal)
+    torch.testing.assert_close(ours, 2 * reference.sum(dim=-1).mean())
+    assert losses.kl_divergence(torch.zeros(1, 2, 3), torch.ones(1, 2, 3)) == 0
+
+
+def test_views_of_stereo_and_of_other_sounds() -> None:
+    audio = torch.tensor([[[1.0, 2.0], [0.5, -0.5]]])
+    wanted = torch.tensor([[[3.0, 0.0], [-1.0, 1.0], [1.0, 0.5], [2.0, -0.5]]])
+    assert torch.equal(losses.stereo_views(audio), wanted)
+    assert torch.equal(losses.stereo_views(audio[..., :1]), audio[..., :1].transpose(1, 2))
+
+
+@pytest.mark.parametrize(("hertz", "decibels"), [(1000, 0.0), (100, -19.1), (250, -8.6), (4000, 1.0), (15849, -6.6)])
+def test_a_weighting_is_the_standards_table(hertz: int, decibels: float) -> None:
+    gain = losses.a_weighting(48000, 48000)[hertz]  # a hertz a bin
+    assert 20 * math.log10(gain) == pytest.approx(decibels, abs=0.1)
+
+
+def test_the_spectral_loss_of_a_quieter_copy() -> None:
+    """Convergence is 1 - gain and log magnitudes differ by log gain, but for the floors."""
+    target = 30 * sound(2, 400, 2)
+    got = _spectral(target, 0.5 * target)
+    assert torch.allclose(got, torch.full((4,), 0.5 + math.log(2)), atol=5e-3)
+
+
+@pytest.mark.parametrize("perceptual", [False, True])
+def test_the_spectral_loss_is_zero_for_the_same_and_pulls_towards_it(perceptual: bool) -> None:
+    target = sound(2, 400, 2)
+    assert torch.equal(_spectral(target, target, perceptual), torch.zeros(4))
+    output = sound(2, 400, 2, seed=5).requires_grad_()
+    before = _spectral(target, output, perceptual).mean()
+    before.backward()
+    assert output.grad is not None and output.grad.isfinite().all()
+    with torch.no_grad():
+        after = _spectral(target, output - 0.05 * output.grad / output.grad.norm(), perceptual).mean()
+    assert after < before
+
+
+def test_a_difference_that_only_the_difference_signal_hears() -> None:
+    target = sound(1, 400, 1).expand(1, 400, 2)
+    sway = 0.1 * sound(1, 400, 1, seed=3)
+    views = _spectral(target, target + torch.cat([sway, -sway], dim=2))
+    assert views[0] < 1e-4 and views[1] > 1
+
+
+def test_silence_has_finite_loss_and_gradient() -> None:
+    output = torch.zeros(1, 400, 2, requires_grad=True)
+    _spectral(torch.zeros(1, 400, 2), output).sum().backward()
+    assert output.grad is not None and output.grad.isfinite().all()
