@@ -6,6 +6,7 @@ Read with the standard library's parser: nothing is fetched, and entities are no
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -227,13 +228,13 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]]) -> Time
     """Walk through the measures as they are played and note when each syllable is sung."""
     singer = _Singer()
     now, tempo = 0.0, DEFAULT_TEMPO
-    first = next((t for p in parts for m in p.measures for t in m.tempos), None)
-    if first is not None:
-        tempo = first[1]  # a score may tell its tempo after an upbeat
+    opening = [change for part in parts for measure in part.measures[:2] for change in measure.tempos if change[1] > 0]
+    if opening:
+        tempo = opening[0][1]  # a score may tell its tempo after an upbeat
     for index, verse in order:
         here = [part.measures[index] for part in parts if index < len(part.measures)]
         changes = sorted(change for measure in here for change in measure.tempos if change[1] > 0)
-        length = max(measure.length for measure in here)
+        length = _length(here)
         clock = _Clock(now, tempo, changes)
         marks = {mark for measure in here for mark in measure.marks}
         events: list[tuple[float, int, Note | str]] = [(where, 0, name) for where, name in sorted(marks)]
@@ -247,6 +248,12 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]]) -> Time
         now = clock.seconds(length)
         tempo = changes[-1][1] if changes else tempo
     return singer.builder.build()
+
+
+def _length(measures: list[Measure]) -> float:
+    """What most parts say of a measure's length: some programs write rests that are too long."""
+    lengths = Counter(round(measure.length, 6) for measure in measures if measure.length > 0)
+    return max(lengths, key=lambda length: (lengths[length], length), default=0.0)
 
 
 class _Clock:

@@ -201,3 +201,46 @@ def test_nothing_outside_is_read(tmp_path: Path):
     entity = f'<!DOCTYPE score-partwise [<!ENTITY x SYSTEM "file://{secret}">]>'
     with pytest.raises(UserError, match="no XML"):
         read(tmp_path, entity + score(note(words=lyric("&x;"))).split('dtd">')[1])
+
+
+CORPUS = (  # small scores that others wrote, with words in the second line, melismas and repeats
+    "bach/bwv10.7.mxl",
+    "bach/bwv177.4.mxl",
+    "bach/bwv324.mxl",
+    "bach/bwv325.mxl",
+)
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_scores_of_others_as_music21_reads_them(name: str):
+    music21 = pytest.importorskip("music21")
+    path = Path(music21.__file__).parent / "corpus" / name
+    stream = music21.converter.parse(path)
+    ours = read_musicxml(path, repeats=False, part=stream.parts[0].partName)
+    expected = []
+    for element in stream.parts[0].flatten().notes:
+        lines = sorted((line for line in element.lyrics if (line.rawText or "").strip()), key=lambda line: line.number)
+        if lines:
+            expected.append((lines[0].text.strip(), float(element.offset) / 2))  # 120 quarters a minute
+    assert [piece.text for piece in ours] == [text for text, _ in expected]
+    assert [piece.start for piece in ours] == pytest.approx([start for _, start in expected], abs=1e-3)
+    followed = read_musicxml(path)
+    assert list(followed.times) == sorted(followed.times)
+    assert len(followed.times) >= len(ours.times)
+
+
+@pytest.mark.slow
+def test_every_score_of_music21_is_read_or_has_no_words():
+    music21 = pytest.importorskip("music21")
+    corpus = Path(music21.__file__).parent / "corpus"
+    read_well = 0
+    for path in sorted(p for p in corpus.rglob("*") if p.suffix in (".mxl", ".xml", ".musicxml")):
+        try:
+            timed = read_musicxml(path)
+        except UserError as error:
+            assert "has no words" in str(error), error
+            continue
+        read_well += 1
+        assert all(end >= start >= 0 for start, end in timed.times), path
+        assert [start for start, _ in timed.times] == sorted(start for start, _ in timed.times), path
+    assert read_well >= 490

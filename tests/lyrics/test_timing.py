@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from songbloom.errors import UserError
-from songbloom.lyrics.matching import match
+from songbloom.lyrics.matching import EXTEND, OPEN, OTHER, SAME, match
 from songbloom.lyrics.timing import TimedText, from_phrases, read_timed, token_times, write_lrc
 from songbloom.lyrics.vocabulary import vocabulary
 
@@ -256,13 +255,20 @@ def test_no_words_and_too_many():
     assert len(timed.lines()) == 2
 
 
+def price(length: int) -> int:
+    return OPEN + EXTEND * length
+
+
 def slow_score(left: str, right: str) -> int:
-    table = np.zeros((len(left) + 1, len(right) + 1), dtype=int)
-    table[:, 0], table[0] = -np.arange(len(left) + 1), -np.arange(len(right) + 1)
-    for i, a in enumerate(left):
-        for j, b in enumerate(right):
-            table[i + 1, j + 1] = max(table[i, j] + (2 if a == b else -1), table[i, j + 1] - 1, table[i + 1, j] - 1)
-    return int(table[-1, -1])
+    best: dict[tuple[int, int], int] = {}
+    for i in range(len(left) + 1):
+        for j in range(len(right) + 1):
+            options = [0] if i == j == 0 else []
+            options += [best[k, j] - price(i - k) for k in range(i)] + [best[i, k] - price(j - k) for k in range(j)]
+            if i and j:
+                options.append(best[i - 1, j - 1] + (SAME if left[i - 1] == right[j - 1] else OTHER))
+            best[i, j] = max(options)
+    return best[len(left), len(right)]
 
 
 @given(st.text("abc", max_size=12), st.text("abc", max_size=12))
@@ -270,5 +276,13 @@ def test_matching_is_the_best_there_is(left: str, right: str):
     partners = match(left, right)
     met = [p for p in partners if p >= 0]
     assert met == sorted(set(met))
-    score = sum(2 if left[i] == right[p] else -1 for i, p in enumerate(partners) if p >= 0)
-    assert score - (len(left) - len(met)) - (len(right) - len(met)) == slow_score(left, right)
+    score = sum(SAME if left[i] == right[p] else OTHER for i, p in enumerate(partners) if p >= 0)
+    left_out = "".join("x" if p < 0 else " " for p in partners)
+    right_out = "".join(" " if j in met else "x" for j in range(len(right)))
+    if met:  # runs between two pairs count once; without pairs each side is one run
+        score -= sum(price(len(run)) for run in (left_out + " " + right_out).split())
+    elif left or right:
+        score -= sum(price(len(side)) for side in (left, right) if side)
+    if not left or not right:
+        return
+    assert score == slow_score(left, right)
