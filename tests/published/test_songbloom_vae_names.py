@@ -84,6 +84,17 @@ def test_a_file_of_the_whole_song_model() -> None:
     assert names.weights_of(part) is part
 
 
+def test_a_checkpoint_file_as_it_is_published(tmp_path: Path) -> None:
+    model = tiny_vae().eval()
+    path = tmp_path / "autoencoder.ckpt"
+    torch.save({"state_dict": names.to_published(model.state_dict())}, path)
+    other = tiny_vae(seed=1, vae_adversarial=0.1).eval()
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    other.load_codec(names.from_published(names.weights_of(content)))
+    latents = sound(1, 10, 2)
+    assert torch.equal(other.decode(latents), model.decode(latents))
+
+
 def test_newer_names_and_weights_that_were_put_together() -> None:
     model = tiny_vae().eval()
     audio = sound(1, 240, 2)

@@ -74,6 +74,15 @@ def test_transposed_convolution_is_pytorchs_with_whole_strides(stride: int) -> N
     torch.testing.assert_close(made, reference(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_is_its_magnitude_along_its_direction(dtype: torch.dtype) -> None:
+    part = layers.Convolution(3, 4, 5).to(dtype)
+    with torch.no_grad():
+        part.magnitude.copy_(sound(4, 1, 1, seed=2))
+    norm = part.direction.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(part.weight(), part.direction * (part.magnitude / norm))
+
+
 def test_held_weights_are_the_weights_and_end_with_it() -> None:
     unit = layers.ResidualUnit(3, 2)
     x = sound(1, 3, 20)

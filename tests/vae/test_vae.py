@@ -95,6 +95,22 @@ def test_pieces_that_are_cut_too_close_differ() -> None:
     assert (close - whole).abs().max() > 1e-3
 
 
+def test_the_published_strides_in_pieces() -> None:
+    """The published reach at a small width: exact pieces, and the published plan of 128 latents that overlap by 32."""
+    sizes = {"sample_length": 0, "vae_strides": VAEConfig().vae_strides, "vae_multipliers": (1,) * 5, "vae_width": 2}
+    model = tiny_vae(**sizes).eval()
+    with torch.device("meta"):
+        published = VAE(VAEConfig()).cost()
+    cost = model.cost()
+    assert cost["encode_margin"] == published["encode_margin"] == (7, 7)
+    assert cost["decode_margin"] == published["decode_margin"] == (9, 9)
+    audio, latents = sound(1, 45 * 1920 + 77, 2), sound(1, 150, 2)
+    torch.testing.assert_close(model.encode(audio, chunked=True, chunk=20), model.encode(audio), **CLOSE)
+    whole = model.decode(latents)
+    torch.testing.assert_close(model.decode(latents, chunked=True, chunk=60), whole, **CLOSE)
+    torch.testing.assert_close(model.decode(latents, chunked=True, chunk=128, overlap=32), whole, **CLOSE)
+
+
 def test_memory_does_not_grow_with_the_song() -> None:
     """No call of the networks sees more than a chunk and its margins, whatever the song's length."""
     lengths: dict[str, list[int]] = {"encoder": [], "decoder": []}
