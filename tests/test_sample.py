@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -211,3 +212,76 @@ def test_other_weights_make_another_run(workplace: Path) -> None:
 
 def test_help(workplace: Path) -> None:
     assert "--hop_fraction=None" in done(sample(workplace, "--help"))
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def singer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model ``tiny_lyrics`` and a run of its top level, two items from a file of prompts."""
+    folder = tmp_path_factory.mktemp("words")
+    write_tiny(folder / "logs", model="tiny_lyrics")
+    rows = [{"artist": "Mei", "genre": "folk", "lyrics": "la la la"}, {"lyrics": "lu lu", "artist": "Nobody"}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    top = ["--prompts_jsonl=prompts.jsonl", "--levels_to_sample=1", SECONDS]
+    with contextlib.chdir(folder), patch.object(sys, "argv", ["sample.py", "--model=tiny_lyrics", "--name=top", *top]):
+        assert sample_program.main() == 0
+    return folder
+
+
+def sing(folder: Path, *arguments: str) -> None:
+    sample_here(folder, "--model=tiny_lyrics", *arguments)
+
+
+def test_items_are_told_what_their_prompts_say(singer: Path) -> None:
+    content = torch.load(singer / "top" / "level_1" / "data.pth.tar", weights_only=True)
+    none, told = content["labels"]
+    assert none is None and told["y"].shape == (2, 37) and told["y"][:, 0].tolist() == [240 * 8000] * 2
+    assert told["y"][:, 3:5].tolist() == [[2, 1], [0, 0]]
+    assert [info["lyrics"] for info in told["info"]] == ["la la la", "lu lu"]
+    assert content["zs"][1].shape == (2, 150)
+
+
+def test_an_item_hears_its_own_words_only(singer: Path) -> None:
+    words = ["--levels_to_sample=1", SECONDS]
+    sing(singer, "--name=alone", "--artist=Mei", "--genre=folk", "--lyrics=la la la", *words)
+    sing(
+        singer, "--name=other", "--artist=Mei", "--genre=folk", "--lyrics=ZYXWVUTSRQPONMLKJIHGFEDCBA9876543210", *words
+    )
+    first = codes(singer / "top", level=1)[1][:1]
+    assert torch.equal(codes(singer / "alone", level=1)[1], first)
+    assert not torch.equal(codes(singer / "other", level=1)[1], first)
+
+
+def test_words_stay_with_the_codes(singer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = f"--codes_file={singer}/top/level_1/data.pth.tar"
+    sing(singer, "--name=fine", "--mode=upsample", source)
+    _, told = torch.load(singer / "fine" / "level_0" / "data.pth.tar", weights_only=True)["labels"]
+    assert [info["lyrics"] for info in told["info"]] == ["la la la", "lu lu"]
+    longer = ["--mode=continue", "--levels_to_sample=1", "--sample_length_in_seconds=.7"]
+    sing(singer, "--name=longer", source, *longer)
+    _, told = torch.load(singer / "longer" / "level_1" / "data.pth.tar", weights_only=True)["labels"]
+    assert [info["artist"] for info in told["info"]] == ["Mei", "Nobody"]
+    capsys.readouterr()
+    with pytest.raises(UserError, match="words is"):
+        sing(singer, "--name=longer", source, *longer, "--lyrics=something else")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--artist=Mei", "--lyrics="], "--lyrics is empty"),
+        (["--total_sample_length_in_seconds=300"], "knows songs of 0.6 s up to, not including, 300 s"),
+        (["--prompts_jsonl=nowhere"], "--prompts_jsonl: nowhere cannot be read"),
+    ],
+)
+def test_words_that_are_refused(singer: Path, words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        sing(singer, "--name=never", SECONDS, *words)
+    assert not (singer / "never").exists()
+
+
+def test_a_model_without_labels_takes_no_words(workplace: Path) -> None:
+    with pytest.raises(UserError, match="model 'tiny' knows no artists, genres or lyrics"):
+        sample_here(workplace, "--name=never", SECONDS, "--artist=Mei")
