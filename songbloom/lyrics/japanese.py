@@ -20,7 +20,7 @@ from songbloom.lyrics.tokens import Places
 
 Kind = Literal["mora", "letter", "punctuation", "tag", "line"]
 _PUNCTUATION = {",": ",", "、": ",", ";": ",", ":": ",", ".": ".", "。": ".", "!": "!", "?": "?"}
-_LONGEST = 200
+_LONGEST = 120
 """Characters that are read at once; longer lines are cut at a sentence's end or a space."""
 _NOT_SUNG = "is not sung and is left out"
 _NO_READING = "has no reading here and is left out; write it in kana, or give its reading: {0}{{かな}}"

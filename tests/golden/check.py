@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,10 @@ def check_file(path: Path) -> Golden:
     if not prefixes:
         raise UnknownFile(f"{path}: no check knows this kind of file; known kinds: {', '.join(sorted(known))}")
     try:
-        content = torch.load(path, weights_only=True)
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            content = torch.load(path, weights_only=True)
     except Exception as error:  # any way in which a file can be broken
         raise UnknownFile(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     golden = Golden(path.name, content, path.parent)

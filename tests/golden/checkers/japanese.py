@@ -1,37 +1,31 @@
-"""Japanese readings: lines with their phonemes, the table of kana, and scores with sung phonemes.
-
-These files are JSON. ``check_file`` gives torch files to the checks of ``CHECKS``; :func:`check_json` takes JSON files
-and returns what is wrong, one line a difference.
-"""
+"""Japanese readings: lines with their phonemes, and the table of kana. These files are JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from songbloom.lyrics.morae import PHONEMES_OF, pronounce
+from songbloom.lyrics.morae import LONG, PHONEMES_OF, pronounce
 from songbloom.lyrics.vocabulary import vocabulary
 from tests.golden.report import Golden
 
-CHECKS: dict[str, Callable[[Golden], None]] = {}
-"""No torch file is of this kind."""
 OVERRIDES = {"人気": "ひとけ", "根本": "ねもと", "市場": "いちば"}
 """Readings that a person gives where the dictionary's is not meant."""
 
 
-def check_json(path: Path) -> list[str]:
-    """Differences between a file and what this code makes of it; empty when there are none."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if "table" in content:
-        return _kana(content["table"])
-    return [line for item in content["items"] for line in _line(item)]
+def check_kana(golden: Golden) -> None:
+    """Phonemes of each mora as it stands."""
+    golden.given("produced_by")
+    golden.given("note")
+    golden.expect("count", got=len(PHONEMES_OF))
+    golden.expect("table", got={kana: heard(kana) for kana in PHONEMES_OF})
 
 
-def _kana(table: dict[str, list[str]]) -> list[str]:
-    wrong = [f"{kana}: {PHONEMES_OF.get(kana)}, not {said}" for kana, said in table.items() if heard(kana) != said]
-    return wrong + [f"{kana}: not in the file" for kana in PHONEMES_OF if kana not in table]
+def check_lines(golden: Golden) -> None:
+    """Each line's sung phonemes, by both vocabularies; tokens with tags; and misread lines with their reading given."""
+    for key in ("description", "produced_by", "cross_check", "fields", "licence", "date"):
+        if golden.has(key):
+            golden.given(key)
+    golden.expect("count", got=len(golden.look("items")))
+    for index in range(len(golden.look("items"))):
+        _check_line(golden, index)
 
 
 def heard(kana: str) -> list[str]:
@@ -39,39 +33,41 @@ def heard(kana: str) -> list[str]:
     return [phoneme for _, phonemes in pronounce(kana) for phoneme in phonemes]
 
 
-def _line(item: dict[str, Any]) -> list[str]:
-    found = []
-    text, name = item["text"], item["id"]
+def _check_line(golden: Golden, index: int) -> None:
+    item = golden.look("items", index)
+    at = ("items", index)
+    text = item["text"]
+    for key in item:  # other tools' phonemes, speech's devoiced vowels and pauses, remarks
+        if key not in ("sung_phonemes", "tokens_with_tags", "correct_kana"):
+            golden.given(*at, key)
     tokens = vocabulary("ja_phonemes").tokenize(text)
-    if list(tokens.phonemes) != item["sung_phonemes"]:
-        found.append(f"{name}: {' '.join(tokens.phonemes)}, not {' '.join(item['sung_phonemes'])}")
+    golden.expect(*at, "sung_phonemes", got=list(tokens.phonemes), name=f"{item['id']}: phonemes")
     kana = vocabulary("ja_kana").tokenize(text)
-    sounds = heard("".join(symbol for symbol in kana.symbols if symbol in PHONEMES_OF or symbol == "ー"))
-    if sounds != item["sung_phonemes"]:
-        found.append(f"{name}: kana {kana.reading} are {' '.join(sounds)}, not {' '.join(item['sung_phonemes'])}")
-    if "tokens_with_tags" in item and list(tokens.symbols) != item["tokens_with_tags"]:
-        found.append(f"{name}: tokens {tokens.symbols}, not {item['tokens_with_tags']}")
-    if not item.get("reading_ok", True):
-        found += _override(item)
-    return found
+    sounds = heard("".join(symbol for symbol in kana.symbols if symbol in PHONEMES_OF or symbol == LONG))
+    golden.expect(*at, "sung_phonemes", got=sounds, name=f"{item['id']}: phonemes of the kana")
+    if "tokens_with_tags" in item:
+        golden.expect(*at, "tokens_with_tags", got=list(tokens.symbols), name=f"{item['id']}: tokens")
+    if "correct_kana" in item:
+        _check_override(golden, index)
 
 
-def _override(item: dict[str, Any]) -> list[str]:
+def _check_override(golden: Golden, index: int) -> None:
     """The line with its reading given, word by word where the word is known here, and as a whole."""
-    right = heard(item["correct_kana"])
-    whole = vocabulary("ja_phonemes").tokenize("｜" + item["text"] + "{" + _only_kana(item["correct_kana"]) + "}")
-    attempts = [whole]
+    item = golden.look("items", index)
+    right = golden.given("items", index, "correct_kana")
+    whole = "".join(c for c in right if c == LONG or "ァ" <= c <= "ヺ")
     marked = item["text"]
     for word, reading in OVERRIDES.items():
         marked = marked.replace(word, f"{word}{{{reading}}}")
+    wanted = Golden(golden.name, {"phonemes": heard(right)})
+    wanted.expect("phonemes", got=_read(f"｜{item['text']}{{{whole}}}"), name=f"{item['id']}: whole reading given")
     if marked != item["text"]:
-        attempts.append(vocabulary("ja_phonemes").tokenize(marked))
-    return [
-        f"{item['id']}: with its reading given {' '.join(tokens.phonemes)}, not {' '.join(right)}"
-        for tokens in attempts
-        if list(tokens.phonemes) != right
-    ]
+        wanted.expect("phonemes", got=_read(marked), name=f"{item['id']}: word's reading given")
+    golden.quantities.update(wanted.quantities)
 
 
-def _only_kana(kana: str) -> str:
-    return "".join(c for c in kana if c in "ー" or "ァ" <= c <= "ヺ")
+def _read(text: str) -> list[str]:
+    return list(vocabulary("ja_phonemes").tokenize(text).phonemes)
+
+
+CHECKS = {"japanese_g2p": check_lines, "japanese_kana_phonemes": check_kana}
