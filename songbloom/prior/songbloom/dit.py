@@ -95,6 +95,16 @@ class DiffusionTransformer(nn.Module):
         self.project_out = Linear(width, config.latent_width, std=std, bias=True)
         self.time = TimeEmbedding(config)
         self.layers = nn.ModuleList(DiffusionLayer(config) for _ in range(config.dit_depth))
+        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+
+    def _table(self, positions: int, device: torch.device) -> Tensor:
+        """The rotary table, made once a device."""
+        if (positions, device) not in self._tables:
+            config = self.config
+            with torch.inference_mode(False):  # training may use it after sampling made it
+                place = torch.arange(positions, device=device)
+                self._tables[positions, device] = rotary_table(place, config.rotated, config.dit_rotary_base)
+        return self._tables[positions, device]
 
     def known(self, hidden: Tensor, sketch: Tensor, previous: Tensor) -> Tensor:
         """What does not change over the steps of a patch: ``[N, 1 + 2 patch_size, W]``.
@@ -113,7 +123,7 @@ class DiffusionTransformer(nn.Module):
         if config.time_conditioning == "prepend":
             parts.insert(0, time[:, None])
         y = torch.cat(parts, dim=1)
-        table = rotary_table(torch.arange(y.shape[1], device=y.device), config.rotated, config.dit_rotary_base)
+        table = self._table(y.shape[1], y.device)
         for index, layer in enumerate(self.layers):
             last = config.patch_size if index + 1 == config.dit_depth else None
             if config.c_res and self.training and torch.is_grad_enabled():

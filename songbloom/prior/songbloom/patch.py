@@ -10,7 +10,10 @@ from songbloom.prior.songbloom.layers import Linear
 
 
 class TokenClassifier(nn.Module):
-    """Hidden vectors ``[..., W]`` → logits ``[..., l_bins + 1]`` in float32, end-of-song last."""
+    """Hidden vectors ``[..., W]`` → logits ``[..., l_bins + 1]`` in float32, end-of-song last.
+
+    The last map is in float32 whatever the rest: three digits are too few to tell the likeliest of 16385 tokens.
+    """
 
     def __init__(self, config: SongBloomConfig) -> None:
         super().__init__()
@@ -18,7 +21,7 @@ class TokenClassifier(nn.Module):
         self.output = Linear(config.prior_width, config.l_bins + 1, std=config.init_std, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(F.silu(self.hidden(x))).float()
+        return self.output(F.silu(self.hidden(x)).float())
 
 
 class PatchEncoder(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.prior.config import dtype_of
-from songbloom.prior.songbloom.conditioners import NULL_LYRICS, Conditions, LyricConditioner, PromptConditioner
+from songbloom.prior.songbloom.conditioners import NULL_LYRICS, Conditions, LyricConditioner, PromptConditioner, Span
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.dit import DiffusionTransformer
-from songbloom.prior.songbloom.layers import Embedding, start_weights
+from songbloom.prior.songbloom.layers import Embedding, Linear, start_weights
 from songbloom.prior.songbloom.llama import LanguageModel
 from songbloom.prior.songbloom.loss import TrainingDraws, drop_conditions, losses, training_outputs
 from songbloom.prior.songbloom.patch import PatchEncoder, TokenClassifier
@@ -53,10 +53,28 @@ class SongBloomPrior(nn.Module):
         nn.init.normal_(self.start, std=self.config.init_std, generator=generator)
         nn.init.normal_(self.diffusion.time.frequencies, generator=generator)
 
+    def store_matrices(self, dtype: torch.dtype) -> SongBloomPrior:
+        """Keep the transformers' matrices in ``dtype``, to read them without casting when computing in it.
+
+        Everything small or delicate stays in float32: norms, embeddings, diffusion time, and the token classifier's
+        last map.
+        """
+        for part in (self.language_model, self.patch_encoder, self.classifier.hidden, self.diffusion):
+            for name, module in part.named_modules():
+                if isinstance(module, Linear) and not name.startswith("time."):
+                    module.weight.data = module.weight.data.to(dtype)
+        return self
+
     # ------------------------------------------------------------------------------------------------ conditions
 
     def conditions(
-        self, lyrics: Sequence[Sequence[int]], prompt: Tensor | None = None, valid: Tensor | None = None
+        self,
+        lyrics: Sequence[Sequence[int]],
+        prompt: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        spans: Sequence[Sequence[Span] | None] | None = None,
+        resolution: float = 0.25,
     ) -> Conditions:
         """Embed the conditions of N songs.
 
@@ -64,6 +82,9 @@ class SongBloomPrior(nn.Module):
             lyrics: the tokens of each song; an empty list is no lyrics.
             prompt: latents ``[N, frames, latent_width]`` of the style prompts; None is no prompt.
             valid: ``[N]``, real frames of each; all by default, 0 is no prompt.
+            spans: for each song the seconds at which its sections begin and end, or None, to stretch its lyrics over
+                them. Only for models that were trained with it, which the published ones were not.
+            resolution: seconds a lyric position where there are spans.
 
         Raises:
             UserError: lyrics and prompts of different numbers of songs, latents of another codec, or unknown tokens.
@@ -77,7 +98,13 @@ class SongBloomPrior(nn.Module):
                 f"the style prompt's latents have {prompt.shape[-1]} channels, but this prior reads"
                 f" {self.config.latent_width}: encode it with the prior's own codec"
             )
-        return Conditions(prompt=self.prompt(prompt, valid), lyrics=self.lyrics(lyrics))
+        if spans is None:
+            return Conditions(prompt=self.prompt(prompt, valid), lyrics=self.lyrics(lyrics))
+        embedded = [
+            self.lyrics([ids])[0] if times is None else self.lyrics.stretched(ids, times, resolution)
+            for ids, times in zip(lyrics, spans, strict=True)
+        ]
+        return Conditions(prompt=self.prompt(prompt, valid), lyrics=torch.stack(embedded))
 
     def null_conditions(self, songs: int = 1) -> Conditions:
         """No lyrics and no style prompt: what guidance starts from."""
