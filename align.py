@@ -30,7 +30,7 @@ from sample import model_files
 from songbloom import distributed
 from songbloom.audio.files import probe, read_audio
 from songbloom.audio.mel import write_png
-from songbloom.data.labels import Labeller, Labels
+from songbloom.data.labels import UNKNOWN, Labeller, Labels
 from songbloom.data.metadata import described
 from songbloom.data.song_labels import known_of
 from songbloom.distributed import say, world
@@ -371,13 +371,11 @@ def write_item(
         "seconds": round(len(matrix) * seconds, 3),
     }
     words.write_words(place / f"item_{index}.json", pieces, lyrics, times, about)
-    artist = info.get("artist") or ""
-    write_lrc(
-        place / f"item_{index}.lrc",
-        words.timed_text(pieces),
-        enhanced=True,
-        artist="" if artist == "unknown" else artist,
-    )
+    timed, artist = words.timed_text(pieces), info.get("artist")
+    lrc = place / f"item_{index}.lrc"
+    lrc.unlink(missing_ok=True)  # of another head, say
+    if timed.spans:
+        write_lrc(lrc, timed, enhanced=True, artist=artist if artist and artist != UNKNOWN else "")
     write_png(place / f"item_{index}.png", alignment.colour_picture(matrix))
     # What Jukebox's own page is made of, under its names.
     of_jukebox = place / f"item_{index}"

@@ -29,6 +29,7 @@ Head = tuple[int, int]
 """Layer and head, both from 0."""
 
 NEAR = 0.25  # seconds; a word time that is nearer to the truth than this is called right
+LATEST = 0.5  # seconds; no head is taken to be later or earlier than this
 _MEMORY = 1 << 30  # bytes of matrices at a time; more heads than fit are measured in turns
 
 
@@ -134,7 +135,8 @@ class HeadScore:
         monotony: share of its weight along the best monotone path that is not there anyway, 0 to 1
             (:func:`songbloom.sampling.alignment.path_share`); the mean over windows. Within one window, because a head
             that always looks at the same place of its window would seem to follow the words as the window moves.
-        shift: seconds by which its times are late (the median over tokens with a known time); 0 where none is known.
+        shift: seconds by which its times are late (the median over tokens with a known time, at most half a second
+            either way: what is further off is wrong, not late); 0 where none is known.
         error: median distance in seconds of token beginnings from the truth, once the shift is taken away; a token that
             it finds nowhere counts as infinitely far. None where nothing is known.
         right: share of tokens within 0.25 s of the truth; None where nothing is known.
@@ -166,7 +168,7 @@ class HeadScore:
         self.judged = len(late)
         if self.judged:
             seen = np.isfinite(late)
-            self.shift = float(np.median(late[seen])) if seen.any() else 0.0
+            self.shift = float(np.clip(np.median(late[seen]), -LATEST, LATEST)) if seen.any() else 0.0
             distance = np.abs(late - self.shift)
             self.error, self.right = float(np.median(distance)), float((distance <= NEAR).mean())
 

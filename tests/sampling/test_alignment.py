@@ -228,6 +228,12 @@ def test_a_head_that_finds_nothing_is_not_right() -> None:
     assert (score.judged, score.right, score.error) == (2, 0.0, np.inf)  # the last one lies behind the end
 
 
+def test_a_head_that_is_far_off_is_wrong_and_not_late() -> None:
+    score = HeadScore(0, 0)
+    score.hear(staircase(20, 10).astype(np.float32), [(f + 4.0, f + 5.0) for f in range(20)], 0.1)
+    assert (score.shift, score.right) == (-0.5, 0.0)
+
+
 def test_the_choice_lies_beside_the_weights(tmp_path: Path) -> None:
     weights = tmp_path / "checkpoint_latest.pth.tar"
     assert heads.read_choice(weights) is None
