@@ -75,9 +75,11 @@ def complete_labels(
     there = saved.get(LABEL_IDS)
     found: tuple[LabelTables, int, str] | None = None
     if distributed.world().is_main:
-        longest = 1
+        songs: list[Any] | None = None
         if there:
             tables, source = LabelTables.from_plain(there), ""
+            if hps.get("label_tables") not in ("", saved.get("label_tables")):
+                distributed.say(f"note: {hps['label_tables']} is not read: the run goes on with its own ids")
         elif hps.get("label_tables"):
             tables, source = LabelTables.read_folder(hps["label_tables"], version), f"of {hps['label_tables']}"
         elif (near := beside(version)) is not None:
@@ -85,11 +87,13 @@ def complete_labels(
         else:
             songs = list(list_songs())
             tables, source = LabelTables.build(songs, version), "from the songs"
-            longest = max([len(genre_parts(song.genre, version)) for song in songs if song.genre] or [1])
-        found = tables, longest, source
+        longest = int(hps.get("max_bow_genre_size") or saved.get("max_bow_genre_size") or 0)
+        if not longest and version == 2:
+            songs = list(list_songs()) if songs is None else songs
+            longest = max([len(genre_parts(song.genre, version)) for song in songs if song.genre], default=1)
+        found = tables, longest or 1, source
     tables, longest, source = distributed.broadcast_object(found)
-    if not hps.get("max_bow_genre_size"):
-        hps["max_bow_genre_size"] = saved.get("max_bow_genre_size") or (longest if version == 2 else 1)
+    hps["max_bow_genre_size"] = longest
     if not hps.get("y_bins"):
         hps["y_bins"] = tuple(saved.get("y_bins") or tables.y_bins)
     tables.check_fits(hps["y_bins"])

@@ -119,6 +119,13 @@ def test_a_bag_of_genre_words_is_as_large_as_needed(tmp_path: Path) -> None:
     complete_labels(hps, {}, lambda: listed)
     assert hps.max_bow_genre_size == 3 and hps.y_bins == (4, 2)
     assert labeller_of(hps, sample_length=10).width == 7
+    LabelTables.build(listed, 2).write(tmp_path)
+    hps = setup_hparams("tiny_vqvae,tiny_labelled_prior", {"labels_v3": False, "max_bow_genre_size": None})
+    hps.label_tables = str(tmp_path)
+    complete_labels(hps, {}, lambda: listed)
+    assert hps.max_bow_genre_size == 3
+    complete_labels(hps, {"label_ids": hps.label_ids, "max_bow_genre_size": 3}, lambda: [])
+    assert hps.max_bow_genre_size == 3
 
 
 def test_hooks_are_registered_by_name(tmp_path: Path, songs: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
