@@ -7,9 +7,11 @@ import torch
 from songbloom.errors import UserError
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.prior.songbloom.settings import GenerationSettings
 from songbloom.published.songbloom.prior import (
     codec_state,
     from_published,
+    generation_from_published,
     is_published,
     settings_from_published,
     to_published,
@@ -103,3 +105,13 @@ def test_other_files_and_options_are_refused():
     ):
         with pytest.raises(UserError):
             settings_from_published({**model, **change})
+
+
+def test_published_inference_settings_are_the_defaults():
+    inference = {"cfg_coef": 1.5, "temp": 0.9, "diff_temp": 0.95, "top_k": 100, "penalty_repeat": True}
+    inference |= {"penalty_window": 50, "steps": 36, "dit_cfg_type": "h"}
+    assert GenerationSettings(**generation_from_published(inference, max_dur=150)) == GenerationSettings()
+    pair = GenerationSettings(**generation_from_published({"cfg_coef": [2.0, 1.2], "use_sampling": False}, max_dur=240))
+    assert (pair.cfg_lm, pair.cfg_diffusion, pair.temperature, pair.max_frames) == (2.0, 1.2, 0.0, 6250)
+    with pytest.raises(UserError, match="surprise"):
+        generation_from_published({"surprise": 1})

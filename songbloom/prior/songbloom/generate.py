@@ -250,16 +250,16 @@ class _Run:
             hidden = model.step(x, self.cache)[:, -1]
             token = self.choose(hidden, patch, place)
             self.past = torch.cat([self.past, token[:, None]], dim=1)
-            if not self.settings.compatibility.eos_inside_patch:
+            if place == 0 and not self.settings.compatibility.eos_inside_patch:
                 self.keep([row for row, end in enumerate((token == self.config.eos).tolist()) if not end])
             if not self.items:
                 return self.past[:, start:], hidden[:0]
             x = self.doubled(self.embed(self.past[:, -1:]))
-        ended = (self.past[:, start:] == self.config.eos).any(-1).tolist()
-        self.keep([row for row, end in enumerate(ended) if not end])
-        if not self.items:
-            return self.past[:, start:], hidden[:0]
-        if any(ended):
+        if self.settings.compatibility.eos_inside_patch:
+            ended = (self.past[:, start:] == self.config.eos).any(-1).tolist()
+            self.keep([row for row, end in enumerate(ended) if not end])
+            if not self.items:
+                return self.past[:, start:], hidden[:0]
             x = self.doubled(self.embed(self.past[:, -1:]))
         return self.past[:, start:], model.step(x, self.cache)[:, -1]
 

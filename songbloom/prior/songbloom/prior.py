@@ -91,6 +91,7 @@ class SongBloomPrior(nn.Module):
         """
         if prompt is None:
             prompt = torch.zeros(len(lyrics), 0, self.config.latent_width, device=self.start.device)
+        prompt = prompt.to(self.start.device)
         if len(prompt) != len(lyrics):
             raise UserError(f"{len(lyrics)} lyrics and {len(prompt)} style prompts: give one of each a song")
         if prompt.shape[-1] != self.config.latent_width:

@@ -201,6 +201,48 @@ def settings_from_published(model: Mapping[str, Any]) -> dict[str, Any]:
     return used
 
 
+_GENERATION = {
+    "temp": "temperature",
+    "diff_temp": "diffusion_temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "penalty_window": "penalty_window",
+    "steps": "steps",
+    "dit_cfg_type": "dit_cfg_type",
+    "max_frames": "max_frames",
+}
+PENALTY = 1.1  # what the published program divides by where penalty_repeat is on
+FRAME_RATE = 25
+EXTRA_SECONDS = 10  # that the published program adds to a model's max_dur
+
+
+def generation_from_published(inference: Mapping[str, Any], *, max_dur: float | None = None) -> dict[str, Any]:
+    """The ``inference`` part of a published yaml as settings of our ``GenerationSettings``.
+
+    What it leaves out gets the published program's own defaults where these are known, else ours.
+
+    Args:
+        max_dur: the model's longest song in seconds, which the program makes 10 s longer.
+
+    Raises:
+        UserError: an option that is not known.
+    """
+    unknown = set(inference) - {*_GENERATION, "cfg_coef", "use_sampling", "penalty_repeat"}
+    if unknown:
+        raise UserError(f"the inference settings {', '.join(sorted(unknown))} are not known: is this a SongBloom yaml?")
+    used: dict[str, Any] = {"temperature": 1.0, "diffusion_temperature": 1.0, "top_k": 200}
+    used |= {ours: inference[theirs] for theirs, ours in _GENERATION.items() if theirs in inference}
+    if "cfg_coef" in inference:
+        both = inference["cfg_coef"]
+        used["cfg_lm"], used["cfg_diffusion"] = both if isinstance(both, (list, tuple)) else (both, both)
+    used["penalty"] = PENALTY if inference.get("penalty_repeat") else 1.0
+    if not inference.get("use_sampling", True) or used["temperature"] <= 0:
+        used["temperature"] = 0.0
+    if max_dur is not None:
+        used.setdefault("max_frames", int((max_dur + EXTRA_SECONDS) * FRAME_RATE))
+    return used
+
+
 def vocabulary_settings(vocabulary: list[str] | tuple[str, ...]) -> dict[str, Any]:
     """What of the settings a lyric vocabulary decides: its size, and which tokens are tags, ``,`` and ``.``.
 

@@ -283,27 +283,6 @@ class Recorded:
         return next(self.blocks, torch.zeros(shape))[None]
 
 
-def settings_of(params: dict[str, Any]) -> GenerationSettings:
-    """The published program's parameters as ours, all of its faults on."""
-    coefficient = params.get("cfg_coef", 1.5)
-    lm, diffusion = coefficient if isinstance(coefficient, list) else (coefficient, coefficient)
-    sampling = params.get("use_sampling", True) and params.get("temp", 1.0) > 0
-    return GenerationSettings(
-        max_frames=params["max_frames"],
-        cfg_lm=lm,
-        cfg_diffusion=diffusion,
-        dit_cfg_type=params.get("dit_cfg_type", "h"),
-        temperature=params.get("temp", 1.0) if sampling else 0.0,
-        top_k=params.get("top_k", 0),
-        top_p=params.get("top_p", 0.0),
-        penalty=1.1 if params.get("penalty_repeat") else 1.0,
-        penalty_window=params.get("penalty_window", 50),
-        steps=params["steps"],
-        diffusion_temperature=params.get("diff_temp", 1.0),
-        compatibility=Compatibility.published(),
-    )
-
-
 def check_generated(golden: Golden) -> None:
     name = golden.look("model_file")
     prior, vae = model_of(golden, diffusion_objective=golden.given("objective")), codec_of(golden, name)
@@ -321,7 +300,10 @@ def check_generated(golden: Golden) -> None:
         null = prior.conditions([[0]], latents[1:], valid[1:])
     torch.testing.assert_close(null.prefix(), prior.null_conditions().prefix(), rtol=0, atol=0)
 
-    settings, noise = settings_of(params), golden.given("block_noise")
+    # All of the published program's faults on.
+    given = published.generation_from_published(params)
+    settings = GenerationSettings(**given, compatibility=Compatibility.published())
+    noise = golden.given("block_noise")
     uniforms = golden.given("uniforms") if golden.has("uniforms") else None
 
     def run(settings: GenerationSettings, trace: Trace | None) -> tuple[Any, Recorded]:
