@@ -110,7 +110,7 @@ def _check_training_forwards(golden: Golden, config: VQVAEConfig, x: Tensor, ban
         norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
         golden.expect(*path, "grad_norms", got=norms, **GRADIENT)
         if golden.has(*path, "grads"):
-            # Relative to the tensor's largest value: single values cancel, and any two float32 computations differ there.
+            # Relative to the largest value: single ones cancel, and any two float32 computations differ there.
             for name in golden.look(*path, "grads"):
                 want = golden.look(*path, "grads", name)
                 golden.expect(
