@@ -175,6 +175,10 @@ class SongBloomPrior(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- attention
 
+    def lyric_heads(self) -> list[tuple[int, int]]:
+        """The (layer, head) pairs that can look at the lyrics: all of the language model's."""
+        return [(layer, head) for layer in range(self.config.prior_depth) for head in range(self.config.heads)]
+
     @torch.no_grad()
     def lyric_attention(
         self, tokens: Tensor, latents: Tensor, conditions: Conditions, *, wanted: Sequence[tuple[int, int]]
@@ -186,7 +190,7 @@ class SongBloomPrior(nn.Module):
             wanted: (layer, head) pairs of the language model.
 
         Returns:
-            ``[len(wanted), N, T, lyric_tokens]``, float32.
+            ``[len(wanted), N, T, lyric_tokens]``, float32; a row sums to less than 1, as it looks elsewhere too.
         """
         config = self.config
         prefix = conditions.prefix()

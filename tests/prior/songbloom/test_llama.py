@@ -79,6 +79,7 @@ def test_attention_weights_are_those_that_the_layers_use():
 def test_lyric_attention_has_a_row_a_frame_and_a_column_a_lyric_position():
     conditions = some_conditions(PRIOR)
     tokens, latents = some_codes(PRIOR, 2, 6)
+    assert {(0, 1), (1, 0)} < set(PRIOR.lyric_heads()) and len(PRIOR.lyric_heads()) == 4
     found = PRIOR.lyric_attention(tokens, latents, conditions, wanted=[(0, 1), (1, 0)])
     assert found.shape == (2, 2, 6, CONFIG.lyric_tokens)
     whole = torch.cat([conditions.prefix(), PRIOR.sequence(tokens, latents)], dim=1)
