@@ -30,9 +30,10 @@ TRAIN   = $(PY) train.py --data_jsonl=$(SONGS) --train --checkpoint_minutes=1 --
 demo: $(READY)
 	$(PY) -m songbloom.data.prepare.sung_corpus --output_dir $(DEMO)/corpus --songs 24 --seed 1 --workers 0
 	$(TRAIN) --hps=demo_vqvae --name=demo_vqvae --budget_minutes=4
-	$(TRAIN) --hps=demo_vqvae,demo_prior --name=demo_prior --prior --budget_minutes=3
+	$(TRAIN) --hps=demo_vqvae,demo_ja_prior --name=demo_ja_prior --prior --budget_minutes=3
 	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=3
-	$(PY) sample.py --model=demo --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=12 --temp=.9 --seed=1
+	$(PY) sample.py --model=demo_ja --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=30 \
+	  --total_sample_length_in_seconds=30 --lyrics_file=docs/demo/lyrics.txt --artist=Mei --genre=pop --temp=.9 --seed=1
 	@echo
 	@echo "The songs are on this page; open it in a browser: $(CURDIR)/$(DEMO)/samples/index.html"
 
@@ -45,4 +46,4 @@ test: $(READY) check
 	$(PY) -m pytest -n 2 --dist loadgroup
 
 clean-demo:
-	rm -rf $(DEMO) logs/demo_vqvae logs/demo_prior logs/demo_upsampler
+	rm -rf $(DEMO) logs/demo_vqvae logs/demo_ja_prior logs/demo_prior logs/demo_upsampler
