@@ -30,7 +30,7 @@ from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
 CURVES = {
     "demo_vqvae": ("loss", "recons_loss", "multispectral_loss"),
-    "demo_prior": ("bpd",),
+    "demo_ja_prior": ("gen_loss", "prime_loss"),
     "demo_upsampler": ("bpd",),
 }
 COLOURS = ("#c0392b", "#2471a3", "#1e8449")
