@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,9 @@ def is_installed() -> bool:
         return False
 
 
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which JSON can hold and UTF-8 can't
+
+
 def import_open_jtalk(purpose: str = "reading Japanese") -> Any:
     """The ``pyopenjtalk`` module.
 
@@ -58,6 +62,7 @@ def read_words(text: str) -> list[Word]:
     line is one word.
     """
     open_jtalk = import_open_jtalk()
+    text = _HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
     if hasattr(open_jtalk, "g2p_mapping"):
         # The model that guesses 何 as なに or なん is off: it runs only where another package happens to be installed.
         with contextlib.suppress(ValueError):  # the text's characters cannot be found again in the words

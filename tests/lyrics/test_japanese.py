@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from songbloom.errors import UserError
@@ -244,6 +244,7 @@ def test_the_other_package_of_the_same_name_reads_lines_whole(monkeypatch: pytes
 
 
 @settings(max_examples=60, deadline=None)
+@example(text="さ\ud800くら")
 @given(
     st.text(
         alphabet=st.one_of(st.sampled_from("夢君をはーっんァゃ[]{}｜ (verse)aI'’1,。\n\r♡ﾞ々…"), st.characters()),
