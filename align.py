@@ -30,7 +30,8 @@ from sample import model_files
 from songbloom import distributed
 from songbloom.audio.files import probe, read_audio
 from songbloom.audio.mel import write_png
-from songbloom.data.labels import UNKNOWN, Labeller, Labels
+from songbloom.data.label_tables import UNKNOWN
+from songbloom.data.labels import Labeller, Labels
 from songbloom.data.metadata import described
 from songbloom.data.song_labels import known_of
 from songbloom.distributed import say, world
@@ -87,10 +88,7 @@ KNOBS = Knobs(
     group(
         "files",
         "Where the model's weights are, as for sample.py; with --name they are those of the run unless given",
-        hps=Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
-        restore_vqvae=Knob("", "Checkpoint of the codec"),
-        restore_prior=Knob("", "Checkpoints of the priors, comma separated from level 0 up"),
-        local_logdir=Knob("logs", "Folder in which training left its checkpoints"),
+        **request.WEIGHTS,
         label_tables=Knob("", "Folder with the id tables of artists and genres, for weights that come without"),
     ),
     group("command", "The command itself", help=Knob(False, "Print this, and stop")),

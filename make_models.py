@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
 from songbloom import __version__
-from songbloom.data.labels import Labeller, LabelTables, table_files
+from songbloom.data.label_tables import LabelTables, table_files
+from songbloom.data.labels import Labeller
 from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import Hyperparams, architecture_keys, compare_architecture

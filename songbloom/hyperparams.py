@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -457,6 +457,12 @@ def _some(names: Iterable[str], limit: int = 30) -> str:
 
 
 # --- saved configurations -------------------------------------------------------------------------------------------
+
+
+def fields_from(configuration: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in ``mapping`` of a configuration dataclass's fields, lists as tuples; what is missing is left out."""
+    known = {field.name for field in fields(configuration)}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items() if key in known}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image
 import align
 from hparams import setup_hparams
 from make_models import MODELS, make_labeller, make_prior, make_vqvae, save
-from songbloom.data.labels import LabelTables
+from songbloom.data.label_tables import LabelTables
 from songbloom.errors import UserError
 from songbloom.lyrics.lrc import read_lrc
 from songbloom.sampling import heads

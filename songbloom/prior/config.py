@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from songbloom.errors import UserError
+from songbloom.hyperparams import fields_from
 from songbloom.transformer.blocks import TransformerConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,9 +124,7 @@ class PriorConfig:
     @classmethod
     def from_hps(cls, hps: Mapping[str, Any]) -> PriorConfig:
         """Take what a prior knows from any mapping of hyperparameters; what is missing has its default."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in hps.items() if k in known}
-        return cls(**given)
+        return cls(**fields_from(cls, hps))
 
     @property
     def lyric_tokens(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from songbloom import __version__
-from songbloom.data.labels import UNKNOWN
+from songbloom.data.label_tables import UNKNOWN
 from songbloom.distributed import broadcast_object, say, world
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior

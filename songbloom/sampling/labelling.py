@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from songbloom.data.labels import UNKNOWN, Known, Labeller, Labels
+from songbloom.data.label_tables import UNKNOWN
+from songbloom.data.labels import Known, Labeller, Labels
 from songbloom.data.manifest import song_fields
 from songbloom.data.metadata import PHRASES
 from songbloom.data.song_labels import unfitting

@@ -23,6 +23,17 @@ MODES = ("ancestral", "primed", "continue", "upsample")
 _A_LEVEL = "one value, or one a level from level 0 (the finest) up"
 
 
+# Where the weights of a model are that is chosen by name.
+WEIGHTS = {
+    "hps": Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
+    "restore_vqvae": Knob(
+        "", "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar"
+    ),
+    "restore_prior": Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
+    "local_logdir": Knob("logs", "Folder in which training left its checkpoints"),
+}
+
+
 def knobs(models: Iterable[str]) -> Knobs:
     """The options of ``sample.py``, which knows models of these names.
 
@@ -125,12 +136,7 @@ def knobs(models: Iterable[str]) -> Knobs:
         group(
             "files",
             "Where the model's weights are",
-            hps=Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
-            restore_vqvae=Knob(
-                "", "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar"
-            ),
-            restore_prior=Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
-            local_logdir=Knob("logs", "Folder in which training left its checkpoints"),
+            **WEIGHTS,
         ),
         group("command", "The command itself", help=Knob(False, "Print this, and stop")),
     )

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from songbloom import distributed
-from songbloom.data.labels import Labeller, LabelTables, genre_parts
+from songbloom.data.label_tables import LabelTables, genre_parts
+from songbloom.data.labels import Labeller
 from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from songbloom.audio.spectral import STFT
 from songbloom.errors import UserError
+from songbloom.hyperparams import fields_from
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,7 @@ class VAEConfig:
     @classmethod
     def from_hps(cls, mapping: Mapping[str, Any]) -> VAEConfig:
         """Take what a VAE needs from any mapping of hyperparameters, defaults for what isn't there."""
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in mapping:
-                value = mapping[field.name]
-                values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        return cls(**fields_from(cls, mapping))
 
     @property
     def hop_length(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from songbloom.audio.spectral import STFT, stfts
 from songbloom.distributed import world
 from songbloom.errors import UserError
+from songbloom.hyperparams import fields_from
 from songbloom.vqvae import losses
 from songbloom.vqvae.blocks import DownsamplingBlock, UpsamplingBlock, operations, reset_convolutions
 from songbloom.vqvae.bottleneck import Bottleneck, NoBottleneck
@@ -80,12 +81,7 @@ class VQVAEConfig:
     @classmethod
     def from_hps(cls, mapping: Mapping[str, Any]) -> VQVAEConfig:
         """Take what a VQ-VAE needs from any mapping of hyperparameters, defaults for what isn't there."""
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in mapping:
-                value = mapping[field.name]
-                values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        return cls(**fields_from(cls, mapping))
 
     @property
     def downsamples(self) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from songbloom.data import labels as labels_module
-from songbloom.data.labels import Labeller, LabelTables, NoLabels, normal_name, parse_table
+from songbloom.data.label_tables import LabelTables, normal_name, parse_table
+from songbloom.data.labels import Labeller, NoLabels
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
 from songbloom.lyrics.vocabulary import vocabulary

@@ -11,7 +11,8 @@ import torch
 
 from songbloom.data.dataset import ChunkDataset, duration_limits
 from songbloom.data.index import IndexedSong
-from songbloom.data.labels import Labeller, LabelTables
+from songbloom.data.label_tables import LabelTables
+from songbloom.data.labels import Labeller
 from songbloom.data.loader import make_loader
 from songbloom.data.manifest import Song
 from songbloom.data.song_labels import known_of, prepared, unfitting

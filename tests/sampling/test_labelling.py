@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from make_models import MODELS
-from songbloom.data.labels import Labeller, LabelTables
+from songbloom.data.label_tables import LabelTables
+from songbloom.data.labels import Labeller
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.lyrics.vocabulary import vocabulary

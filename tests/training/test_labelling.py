@@ -11,7 +11,7 @@ import torch
 
 import make_models
 from hparams import METADATA_HOOKS, setup_hparams
-from songbloom.data.labels import LabelTables
+from songbloom.data.label_tables import LabelTables
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE, compare_architecture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError
+from songbloom.hyperparams import did_you_mean, fields_from
 
 TIME_CONDITIONING = ("prepend", "adaln")
 OBJECTIVES = ("rectified_flow", "v")
@@ -87,9 +87,7 @@ class SongBloomConfig:
     @classmethod
     def from_hps(cls, hps: Mapping[str, Any]) -> SongBloomConfig:
         """Take what the prior knows from any mapping of hyperparameters; what is missing has its default."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in hps.items() if k in known}
-        return cls(**given)
+        return cls(**fields_from(cls, hps))
 
     @property
     def eos(self) -> int:

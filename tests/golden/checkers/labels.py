@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from songbloom.data.labels import Labeller, LabelTables, normal_name, parse_table
+from songbloom.data.label_tables import LabelTables, normal_name, parse_table
+from songbloom.data.labels import Labeller
 from songbloom.errors import UserError
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.lyrics.window import lyric_window, take
