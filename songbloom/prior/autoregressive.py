@@ -18,6 +18,7 @@ from songbloom.prior.draws import check_sampling, draw, item_generators
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, worth_packing
+from songbloom.transformer.quantized import check_quantize
 
 CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
 
@@ -263,6 +264,7 @@ class AutoregressiveModel(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         dtype: torch.dtype = torch.float32,
+        quantize: str = "",
         lowest: int = 0,
         fast: bool = True,
         out: Tensor | None = None,
@@ -282,6 +284,7 @@ class AutoregressiveModel(nn.Module):
             n_samples, prompt, total, n_ctx=self.n_ctx, bins=self.bins, chunk_size=chunk_size, out=out, preds=preds
         )
         check_sampling(temperature, top_k, top_p)
+        check_quantize(quantize)
         generators = item_generators(n_samples, temperature, generators)
         tokens = out if out is not None else self.positions.new_empty((n_samples, total), dtype=torch.int64)
         if prompt is not None:
@@ -344,6 +347,7 @@ class AutoregressiveModel(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         dtype: torch.dtype = torch.float32,
+        quantize: str = "",
         lowest: int = 0,
         fast: bool = True,
         on_token: Callable[[int], None] | None = None,
@@ -363,6 +367,7 @@ class AutoregressiveModel(nn.Module):
             generators: one an item, so that an item's draws depend on its own generator alone; None seeds them
                 0, 1, 2, …
             dtype: of the transformer and its caches.
+            quantize: ``int8`` keeps the weights of the layers and of the output in 8 bits; empty: as they are.
             lowest: the lowest token that may be drawn; a prompt may hold any.
             fast: with prepacked weights; False is the plain path.
             on_token: called with the number of valid positions after the prompt and after each step.
@@ -389,6 +394,7 @@ class AutoregressiveModel(nn.Module):
             chunk_size=chunk_size,
             generators=generators,
             dtype=dtype,
+            quantize=quantize,
             lowest=lowest,
             fast=fast,
             out=out,

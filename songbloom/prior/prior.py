@@ -311,6 +311,7 @@ class Prior(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         precision: str | torch.dtype = "fp32",
+        quantize: str = "",
         fast: bool = True,
         out: Tensor | None = None,
         preds: Tensor | None = None,
@@ -351,6 +352,7 @@ class Prior(nn.Module):
             chunk_size=chunk_size,
             generators=generators,
             dtype=dtype,
+            quantize=quantize,
             lowest=0 if self.config.draw_lyric_ids else shift,
             fast=fast,
             out=inner,
@@ -384,6 +386,7 @@ class Prior(nn.Module):
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         precision: str | torch.dtype = "fp32",
+        quantize: str = "",
         fast: bool = True,
         on_token: Callable[[int], None] | None = None,
         preds: Tensor | None = None,
@@ -397,6 +400,7 @@ class Prior(nn.Module):
                 its lyric tokens are codes.
             sample_tokens: length of the result, the prompt included; None is ``n_ctx``.
             precision: ``fp32``, ``bf16`` or ``fp16``, of the transformers and their caches.
+            quantize: ``int8`` keeps the weights of the layers and of the output in 8 bits; empty: as they are.
             on_token: called with the number of valid codes after the prompt and after each step.
             preds: [n_samples, sample_tokens, l_bins] float32, filled with the codes' logits.
 
@@ -418,6 +422,7 @@ class Prior(nn.Module):
             chunk_size=chunk_size,
             generators=generators,
             precision=precision,
+            quantize=quantize,
             fast=fast,
             out=out,
             preds=preds,

@@ -102,6 +102,12 @@ def knobs(models: Iterable[str]) -> Knobs:
             precision=Knob(
                 "", "Arithmetic of the priors; empty: fp16 on CUDA, else fp32", choices=("", "fp32", "bf16", "fp16")
             ),
+            quantize=Knob(
+                "",
+                "Weights of the priors while sampling: int8 keeps them in 8 bits, faster and a little less exact "
+                "(docs/benchmarks.md); empty: as --precision says",
+                choices=("", "int8"),
+            ),
             device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
         ),
         group(
@@ -328,6 +334,7 @@ def level_settings(options: Hyperparams, prior: Prior, levels: int, device: torc
         max_batch_size=largest or (3 if huge else 16),
         chunk_size=of_level("chunk_size"),
         precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
+        quantize=options.quantize,
     )
 
 

@@ -62,6 +62,7 @@ class LevelSettings:
         max_batch_size: items sampled together.
         chunk_size: codes of a prompt that are read at once; None reads all at once.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        quantize: ``int8`` to keep the priors' weights in 8 bits; empty: as they are.
     """
 
     temperature: float = 0.99
@@ -71,6 +72,7 @@ class LevelSettings:
     max_batch_size: int = 16
     chunk_size: int | None = 32
     precision: str = "fp32"
+    quantize: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As a dict, with Jukebox's name for the temperature."""
@@ -134,6 +136,8 @@ def sample_window(
         "chunk_size": settings.chunk_size,
         "precision": settings.precision,
     }
+    if settings.quantize:
+        keywords["quantize"] = settings.quantize
     if window.sample_tokens is not None:
         keywords["sample_tokens"] = window.sample_tokens
     written = []

@@ -1,0 +1,76 @@
+"""Weights kept in 8 bits while decoding: whole numbers from -127 to 127 and one scale an output channel.
+
+Only weights are rounded; inputs, sums and everything between the linear maps stay in the computing dtype, so no data is
+needed to calibrate anything. Source: Dettmers et al. 2022, *LLM.int8()*, section 2 (absmax, here by output channel).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from songbloom.errors import UserError, did_you_mean
+from songbloom.transformer.layers import activation_named
+
+QUANTIZATIONS = ("", "int8")
+
+
+def check_quantize(name: str) -> None:
+    """Refuse a way of keeping weights that there is none of.
+
+    Raises:
+        UserError: names those there are.
+    """
+    if name not in QUANTIZATIONS:
+        raise UserError(f"quantize={name!r}: it is empty or int8{did_you_mean(name, QUANTIZATIONS[1:])}")
+
+
+def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[out, in]`` → int8 ``[out, in]`` and float32 ``[out]``, whose product is nearest to the weight."""
+    weight = weight.detach().float()
+    # A channel of zeros gets a scale of 1, so that nothing is divided by zero.
+    largest = weight.abs().amax(dim=1)
+    scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
+    return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def dequantized(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight that int8 ``[out, in]`` and its scales ``[out]`` stand for."""
+    return (weight.float() * scale[:, None]).to(dtype)
+
+
+class QuantizedLinear:
+    """A linear map with 8-bit weights, as :class:`songbloom.transformer.decoding.PlainLinear` otherwise.
+
+    Args:
+        weight, bias: ``[out, in]`` and ``[out]``.
+        activation: applied by ``__call__``; none if empty.
+        dtype: computed in.
+        scale: multiplies what ``added_to`` adds.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str = "",
+        *,
+        dtype: torch.dtype | None = None,
+        after: str = "",
+        scale: float = 1.0,
+    ) -> None:
+        self.dtype = dtype or bias.dtype
+        self.weight, self.scales = quantized(weight)
+        self.bias, self.scale = bias.detach().to(self.dtype), scale
+        self.activation = activation_named(activation) if activation else None
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        # The weight in full exists only for the length of one call: no more memory than one layer's.
+        return F.linear(x, dequantized(self.weight, self.scales, self.dtype), self.bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._product(x)
+        return y if self.activation is None else self.activation(y)
+
+    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(residual, self._product(x), alpha=self.scale)
