@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Job:
         labels: of the levels whose priors have any.
         earlier: for each level, what the run of ``codes_file`` keeps as its labels.
         argv: the command line, for people.
+        seeds: one an item, 63 bits; of ``options.seed`` and the items' numbers where none are given.
+        parent: what run it goes on from, as plain data (:mod:`songbloom.sampling.tree`); None for none.
+        chosen: what was chosen for this machine and nobody asked for, as plain data; kept, so that a run that goes on
+            on another machine goes on with it.
     """
 
     options: Hyperparams
@@ -54,6 +58,13 @@ class Job:
     argv: Sequence[str]
     labels: dict[int, LevelLabels] = field(default_factory=dict)
     earlier: Sequence[Any] = ()
+    seeds: Sequence[int] = ()
+    parent: Mapping[str, Any] | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            object.__setattr__(self, "seeds", item_seeds(self.options.seed, range(self.items)))
 
     @property
     def items(self) -> int:
@@ -77,6 +88,8 @@ def perform(job: Job) -> Path:
         facts=facts(job),
         details={level: details(job, level) for level in job.totals},
         argv=job.argv,
+        parent=job.parent,
+        chosen=job.chosen,
     )
     gathering = Gathering()
     there = run.open(overwrite=job.options.overwrite) if world().is_main else {}
@@ -123,7 +136,7 @@ def write_levels(job: Job, run: Run, codes: list[Tensor], totals: dict[int, int]
         [each[mine.start : mine.stop].to(place.device) for each in codes],
         totals,
         job.settings,
-        seeds=item_seeds(job.options.seed, mine),
+        seeds=job.seeds[mine.start : mine.stop],
         labels={level: labels.windows(mine) for level, labels in job.labels.items()},
         on_codes=lambda count: progress[0].add(count),
         after_level=after_level,

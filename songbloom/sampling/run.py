@@ -130,6 +130,8 @@ class Run:
         facts: (word, value) pairs for the head of every page.
         details: level → (word, value) pairs for the table of settings of its page.
         argv: the command line, kept for people.
+        parent: what run it goes on from, as plain data; None for none.
+        chosen: what was chosen for the machine it began on, as plain data.
     """
 
     def __init__(
@@ -141,11 +143,14 @@ class Run:
         facts: Sequence[tuple[str, str]] = (),
         details: Mapping[int, Sequence[tuple[str, str]]] | None = None,
         argv: Sequence[str] = (),
+        parent: Mapping[str, Any] | None = None,
+        chosen: Mapping[str, Any] | None = None,
     ):
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))
         self.sample_rate = sample_rate
         self.facts, self.details, self.argv = facts, details or {}, list(argv)
+        self.parent, self.chosen = parent, dict(chosen or {})
         self.took: dict[int, float] = {}
         self.pages: dict[int, LevelPage] = {}
 
@@ -255,6 +260,8 @@ class Run:
             "version": __version__,
             "argv": self.argv,
             "settings": self.settings,
+            "parent": self.parent,
+            "chosen": self.chosen,
             "facts": [list(pair) for pair in self.facts],
             "details": {str(level): [list(pair) for pair in pairs] for level, pairs in self.details.items()},
             "sample_rate": self.sample_rate,
@@ -311,6 +318,8 @@ def reopen(folder: Path | str) -> tuple[Run, dict[int, LevelData]]:
             facts=[(str(word), str(value)) for word, value in facts],
             details={int(level): [(str(w), str(v)) for w, v in pairs] for level, pairs in details.items()},
             argv=content["argv"],
+            parent=content.get("parent"),
+            chosen=content.get("chosen"),
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{record}: no run of sample.py to be read there ({error}); give its --name") from error
