@@ -31,11 +31,15 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); free space or change the folder") from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def unwritable(path: str | Path, error: OSError) -> UserError:
+    """What to tell of a file that cannot be written."""
+    return UserError(f"{path}: cannot be written ({error.strerror or error}); free space or change the folder")
 
 
 @contextlib.contextmanager

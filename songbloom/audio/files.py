@@ -9,12 +9,13 @@ context around it, however it is asked for.
 from __future__ import annotations
 
 import os
-import wave
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import gcd
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 import soxr
@@ -23,7 +24,7 @@ from songbloom.audio.decoding import GRID, Source, SourceError
 from songbloom.audio.mix import match_channels
 from songbloom.audio.sources import open_source
 from songbloom.errors import UserError
-from songbloom.files import whole_file
+from songbloom.files import unwritable, whole_file
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")
 
@@ -170,6 +171,92 @@ def _read(source: Source, rate: int, start: int, stop: int, channels: int | None
     return result
 
 
+_WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, one PCM format chunk, the head of one data chunk
+WAV_LIMIT = 0xFFFFFFFF - (_WAV_HEADER.size - 8)  # bytes of samples; the header's sizes are numbers of 32 bits
+
+
+class WaveWriter:
+    """A 16-bit WAV file that is written piece by piece; the file is there when all is written, or not at all.
+
+    A context manager. While it is open the samples lie in a hidden file beside ``path``; where the block ends without
+    an exception, the header gets its lengths and the file its name.
+
+    Args:
+        path: where; folders above it are made.
+        sample_rate: Hz.
+        channels: of every piece.
+
+    Attributes:
+        frames: samples a channel that have been written.
+
+    Raises:
+        UserError: on entering, appending or leaving: it cannot be written (disk full, no permission), or it is longer
+            than a WAV file can be (4 GB: 6.8 hours of stereo at 44.1 kHz). What was there before is untouched.
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int, channels: int = 1) -> None:
+        if channels < 1:
+            raise ValueError(f"{channels} channels: a WAV file needs at least 1")
+        self.path = Path(path)
+        self.sample_rate = int(sample_rate)
+        self.channels = channels
+        self.frames = 0
+        self._file: BinaryIO | None = None
+        self._whole: AbstractContextManager[BinaryIO] = whole_file(self.path)
+
+    def __enter__(self) -> Self:
+        self._file = self._whole.__enter__()
+        self._put(self._header())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file, self._file = self._file, None
+        if kind is None and file is not None:
+            try:
+                file.seek(0)
+                file.write(self._header())
+                file.flush()
+            except OSError as problem:
+                self._whole.__exit__(type(problem), problem, problem.__traceback__)
+        self._whole.__exit__(kind, error, trace)
+
+    def append(self, audio: np.ndarray) -> None:
+        """Write what comes next: ``[T, channels]`` (or ``[T]`` of one), clamped to ±1; what is no number is silence.
+
+        Raises:
+            ValueError: another shape, or the file isn't open.
+            UserError: as the class says.
+        """
+        samples = np.asarray(audio)
+        samples = samples[:, None] if samples.ndim == 1 else samples
+        if samples.ndim != 2 or samples.shape[1] != self.channels:
+            raise ValueError(f"audio to write must be [T, {self.channels}], not {list(np.shape(audio))}")
+        frames = self.frames + len(samples)
+        if frames * self.channels * 2 > WAV_LIMIT:
+            hours = WAV_LIMIT / (self.sample_rate * self.channels * 2 * 3600)
+            raise UserError(f"{self.path}: a WAV file holds 4 GB, which is {hours:.1f} hours here; write shorter songs")
+        samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
+        self._put(np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2").tobytes())
+        self.frames = frames
+
+    def _header(self) -> bytes:
+        frame = 2 * self.channels
+        size = self.frames * frame
+        rates = self.sample_rate, self.sample_rate * frame
+        head = b"RIFF", size + _WAV_HEADER.size - 8, b"WAVE", b"fmt ", 16, 1, self.channels
+        return _WAV_HEADER.pack(*head, *rates, frame, 16, b"data", size)
+
+    def _put(self, content: bytes) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.path}: is not open; append inside the writer's with block")
+        try:
+            self._file.write(content)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
 def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
     """Write float audio as a 16-bit WAV file, in one step: the file is either whole or not there.
 
@@ -183,13 +270,7 @@ def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
         UserError: it cannot be written; what was there before is untouched.
     """
     samples = np.asarray(audio)
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    if samples.ndim != 2 or samples.shape[1] < 1:
-        raise ValueError(f"audio to write must be [T] or [T, C], not {list(np.shape(audio))}")
-    samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
-    whole = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2")
-    with whole_file(path) as file, wave.open(file, "wb") as target:
-        target.setnchannels(whole.shape[1])
-        target.setsampwidth(2)
-        target.setframerate(int(sample_rate))
-        target.writeframes(whole.tobytes())
+    if samples.ndim not in (1, 2) or 0 in samples.shape[1:]:
+        raise ValueError(f"audio to write must be [T] or [T, C], not {list(samples.shape)}")
+    with WaveWriter(path, sample_rate, 1 if samples.ndim == 1 else samples.shape[1]) as writer:
+        writer.append(samples)

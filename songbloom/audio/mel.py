@@ -31,7 +31,31 @@ _COLOURS = np.array(
 )
 
 
-def log_mel(audio: np.ndarray, sample_rate: int, *, bands: int = 128, hop_length: int = 512) -> np.ndarray:
+_HOP = 512  # samples between frames
+_FRAMES_AT_ONCE = 512  # of a picture; bounds its memory to some megabytes
+
+
+class _Analysis:
+    """Frames of samples to decibels in mel bands."""
+
+    def __init__(self, sample_rate: int, bands: int) -> None:
+        import librosa  # takes about a second to import
+
+        self.window = 2 ** max(5, round(np.log2(0.093 * sample_rate)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a band narrower than the resolution stays empty; a picture may show that
+            self._filters = librosa.filters.mel(sr=sample_rate, n_fft=self.window, n_mels=bands)
+
+    def decibels(self, samples: np.ndarray, hop_length: int) -> np.ndarray:
+        """``[T]`` → float32 ``[bands, 1 + (T - window) // hop_length]``."""
+        import librosa
+
+        spectrum = librosa.stft(samples, n_fft=self.window, hop_length=hop_length, center=False)
+        power = self._filters @ np.abs(spectrum) ** 2
+        return np.maximum(librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None), _FLOOR_DB).astype(np.float32)
+
+
+def log_mel(audio: np.ndarray, sample_rate: int, *, bands: int = 128, hop_length: int = _HOP) -> np.ndarray:
     """Power in mel bands, in decibels relative to a full-scale power of 1.
 
     Args:
@@ -43,16 +67,84 @@ def log_mel(audio: np.ndarray, sample_rate: int, *, bands: int = 128, hop_length
     Returns:
         float32 ``[bands, 1 + T // hop_length]``, low frequencies first; at least -100 dB.
     """
-    import librosa  # takes about a second to import
-
+    analysis = _Analysis(sample_rate, bands)
     samples = np.nan_to_num(np.asarray(audio, np.float32).reshape(-1))
-    n_fft = 2 ** max(5, round(np.log2(0.093 * sample_rate)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a band narrower than the resolution stays empty; a picture may show that
-        power = librosa.feature.melspectrogram(
-            y=samples, sr=sample_rate, n_fft=n_fft, hop_length=hop_length, n_mels=bands, pad_mode="constant"
-        )
-    return np.maximum(librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None), _FLOOR_DB).astype(np.float32)
+    return analysis.decibels(np.pad(samples, analysis.window // 2), hop_length)
+
+
+class MelPicture:
+    """:func:`mel_picture` of a song that comes in pieces, in memory that does not grow with the song.
+
+    Args:
+        sample_rate: Hz.
+        length: samples of the whole song, which decides what shares a column.
+        height: mel bands, one a row.
+        max_width: columns at most.
+    """
+
+    def __init__(self, sample_rate: int, length: int, *, height: int = 128, max_width: int = 1024) -> None:
+        self._analysis = _Analysis(sample_rate, height)
+        self._length = length
+        self._heard = 0
+        frames = 1 + length // _HOP
+        self._edges = np.linspace(0, frames, min(frames, max_width) + 1).astype(int)  # a column's first frame
+        self._columns = np.zeros((height, len(self._edges) - 1))  # power, summed over the frames of a column
+        self._frame = 0  # the next one to come
+        self._waiting = [np.zeros(self._analysis.window // 2, np.float32)]  # samples from that frame's first on
+
+    def append(self, audio: np.ndarray) -> None:
+        """Hear what comes next: ``[T]``, or ``[T, C]``, whose channels are averaged.
+
+        Raises:
+            ValueError: more than the length that was promised.
+        """
+        samples = np.nan_to_num(np.asarray(audio, np.float32))
+        samples = samples.mean(axis=1) if samples.ndim == 2 else samples
+        self._heard += len(samples)
+        if self._heard > self._length:
+            raise ValueError(f"{self._heard} samples of a song of {self._length}")
+        step = _FRAMES_AT_ONCE * _HOP
+        for start in range(0, len(samples), step):
+            self._hear(samples[start : start + step])
+
+    def _hear(self, samples: np.ndarray) -> None:
+        self._waiting.append(samples)
+        if sum(map(len, self._waiting)) < self._analysis.window + 16 * _HOP:  # not worth the trouble yet
+            return
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the frames whose samples are all there."""
+        samples = np.concatenate(self._waiting)
+        count = (len(samples) - self._analysis.window) // _HOP + 1
+        if count < 1:
+            self._waiting = [samples]
+            return
+        decibels = self._analysis.decibels(samples, _HOP)
+        places = np.searchsorted(self._edges, np.arange(self._frame, self._frame + count), side="right") - 1
+        begins = np.flatnonzero(np.diff(places, prepend=-1))  # where a new column does
+        power = 10.0 ** (decibels.astype(np.float64) / 10)
+        self._columns[:, places[begins]] += np.add.reduceat(power, begins, axis=1)
+        self._frame += count
+        self._waiting = [samples[count * _HOP :].copy()]
+
+    def picture(self) -> np.ndarray:
+        """The picture, once all has been heard; see :func:`mel_picture`.
+
+        Raises:
+            ValueError: something is lacking.
+        """
+        if self._heard != self._length:
+            raise ValueError(f"{self._heard} samples of a song of {self._length}")
+        if self._frame < self._edges[-1]:
+            self._waiting.append(np.zeros(self._analysis.window // 2, np.float32))
+            self._draw()
+        frames = 10 * np.log10(self._columns / np.diff(self._edges))
+        loudest = float(frames.max())
+        shade = np.clip((frames - loudest) / _RANGE_DB + 1, 0, 1) if loudest > _FLOOR_DB + 1 else np.zeros_like(frames)
+        steps = np.linspace(0, 1, len(_COLOURS))
+        picture = np.stack([np.interp(shade, steps, _COLOURS[:, colour]) for colour in range(3)], axis=-1)
+        return np.ascontiguousarray(picture[::-1].round().astype(np.uint8))
 
 
 def mel_picture(audio: np.ndarray, sample_rate: int, *, height: int = 128, max_width: int = 1024) -> np.ndarray:
@@ -67,17 +159,10 @@ def mel_picture(audio: np.ndarray, sample_rate: int, *, height: int = 128, max_w
     Returns:
         uint8 ``[height, width, 3]``. The loudest place is brightest, 80 dB less is black; silence is all black.
     """
-    frames = log_mel(audio, sample_rate, bands=height)
-    if frames.shape[1] > max_width:
-        edges = np.linspace(0, frames.shape[1], max_width + 1).astype(int)[:-1]
-        widths = np.diff(np.append(edges, frames.shape[1]))
-        power = np.add.reduceat(10.0 ** (frames.astype(np.float64) / 10), edges, axis=1) / widths
-        frames = 10 * np.log10(power)
-    loudest = float(frames.max())
-    shade = np.clip((frames - loudest) / _RANGE_DB + 1, 0, 1) if loudest > _FLOOR_DB + 1 else np.zeros_like(frames)
-    steps = np.linspace(0, 1, len(_COLOURS))
-    picture = np.stack([np.interp(shade, steps, _COLOURS[:, colour]) for colour in range(3)], axis=-1)
-    return np.ascontiguousarray(picture[::-1].round().astype(np.uint8))
+    samples = np.asarray(audio).reshape(-1)
+    picture = MelPicture(sample_rate, len(samples), height=height, max_width=max_width)
+    picture.append(samples)
+    return picture.picture()
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -7,7 +7,7 @@ own encoder from raw audio, its own codebook and its own decoder back to raw aud
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from songbloom.audio.spectral import STFT, stfts
 from songbloom.distributed import world
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
-from songbloom.vqvae import losses
+from songbloom.vqvae import losses, pieces
 from songbloom.vqvae.blocks import DownsamplingBlock, UpsamplingBlock, operations, reset_convolutions
 from songbloom.vqvae.bottleneck import Bottleneck, NoBottleneck
 from songbloom.vqvae.convolution import Convolution
@@ -289,6 +289,49 @@ class VQVAE(nn.Module):
         with torch.no_grad():
             parts = [decoder(self.bottleneck.decode(part, start_level)) for part in codes[0].chunk(bs_chunks)]
             return torch.cat(parts).transpose(1, 2).float()
+
+    def decode_pieces(
+        self, codes: Sequence[Tensor], start_level: int = 0, *, piece: int | None = None
+    ) -> Iterator[Tensor]:
+        """What :meth:`decode` gives, piece by piece, so that memory does not grow with the song.
+
+        Around each piece as many codes are read as the decoder looks at, so the seams are those of the whole: nothing
+        differs but, where kernels sum pieces of other lengths in another order, the last bit of float32.
+
+        Args:
+            codes: int64 ``[N, T_level]`` for each level from ``start_level`` up; only the first is looked at.
+            start_level: the level to decode.
+            piece: codes a piece, at least 1 (None: about 6 seconds, see :mod:`songbloom.vqvae.pieces`).
+
+        Yields:
+            float32 audio ``[N, t, 1]``, from the beginning on; together ``T_start * hop_lengths[start_level]`` samples.
+
+        Raises:
+            UserError: a level that doesn't exist, no codes, or a piece of none.
+        """
+        self._span(start_level, None)
+        if not codes:
+            raise UserError("no codes to decode: give those of start_level at least")
+        decoder, hop, total = (
+            cast(Decoder, self.decoders[start_level]),
+            self.hop_lengths[start_level],
+            codes[0].shape[1],
+        )
+        length = pieces.usual_piece(decoder, hop) if piece is None else piece
+        if length < 1:
+            raise UserError(f"piece is {length} codes: it needs at least 1")
+        return self._pieces(decoder, codes[0], start_level, length, hop, total)
+
+    def _pieces(
+        self, decoder: Decoder, codes: Tensor, level: int, length: int, hop: int, total: int
+    ) -> Iterator[Tensor]:
+        for start in range(0, total, length):
+            end = min(total, start + length)
+            first, last = pieces.reads(decoder, (start * hop, end * hop))
+            first, last = max(0, first), min(total, last)
+            with torch.no_grad():
+                audio = decoder(self.bottleneck.decode(codes[:, first:last], level))
+            yield audio[..., (start - first) * hop : (end - first) * hop].transpose(1, 2).float()
 
     def reconstruct(self, x: Tensor, bs_chunks: int = 1) -> list[Tensor]:
         """What each level keeps of ``x [N, T, 1]``: its codes decoded, ``[N, T, 1]`` a level."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tracemalloc
 import wave
 from pathlib import Path
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from songbloom.audio.decoding import TableCache, tables
 from songbloom.audio.files import (
     AUDIO_SUFFIXES,
+    WAV_LIMIT,
     AudioError,
+    WaveWriter,
     find_audio,
     length_at,
     probe,
@@ -496,6 +500,70 @@ def test_write_wav_is_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="audio to write"):
         write_wav(tmp_path / "x.wav", np.zeros((2, 3, 4)), 8000)
     assert not (tmp_path / "x.wav").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_wav_file_in_pieces_is_the_file_written_at_once(channels: int, tmp_path: Path) -> None:
+    audio = np.random.default_rng(0).normal(0, 0.6, (1000, channels))
+    write_wav(tmp_path / "whole.wav", audio, 8000)
+    with WaveWriter(tmp_path / "new" / "pieces.wav", 8000, channels) as writer:
+        for part in np.split(audio, [0, 3, 700]):
+            writer.append(part[:, 0] if channels == 1 else part)
+        assert writer.frames == 1000
+        assert not (tmp_path / "new" / "pieces.wav").exists()
+    content = (tmp_path / "new" / "pieces.wav").read_bytes()
+    assert content == (tmp_path / "whole.wav").read_bytes()
+    with wave.open(str(tmp_path / "new" / "pieces.wav")) as file:
+        assert (file.getnframes(), file.getnchannels(), file.getframerate()) == (1000, channels, 8000)
+        assert len(content) == 44 + 1000 * channels * 2
+    assert len(list((tmp_path / "new").iterdir())) == 1
+    with pytest.raises(ValueError, match="is not open"):
+        writer.append(audio)
+
+
+def test_a_writer_without_pieces_leaves_an_empty_file(tmp_path: Path) -> None:
+    with WaveWriter(tmp_path / "a.wav", 8000, 2):
+        pass
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert file.getnframes() == 0
+
+
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", np.zeros(10), 8000)
+    before = (tmp_path / "a.wav").read_bytes()
+    with pytest.raises(ValueError, match="must be \\[T, 2\\]"), WaveWriter(tmp_path / "a.wav", 8000, 2) as writer:
+        writer.append(np.zeros((5, 2)))
+        writer.append(np.zeros((5, 3)))
+    assert (tmp_path / "a.wav").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+def test_a_full_disk_is_told_in_one_line(pieces: int, tmp_path: Path) -> None:
+    program = f"""
+import resource, numpy, songbloom.errors
+from songbloom.audio.files import WaveWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    with WaveWriter("song.wav", 8000, 1) as writer:
+        for _ in range({pieces}):
+            writer.append(numpy.zeros(40000 // {pieces}))
+except songbloom.errors.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "song.wav: cannot be written (File too large); free space or change the folder\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_a_wav_file_can_hold_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"holds 4 GB, which is 6\.8 hours here"),
+        WaveWriter(tmp_path / "a.wav", 44100, 2) as writer,
+    ):
+        writer.frames = WAV_LIMIT // 4  # as if so many had been written
+        writer.append(np.zeros((1, 2)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from songbloom.audio.mel import log_mel, mel_picture, png_bytes, write_png
+from songbloom.audio.mel import MelPicture, log_mel, mel_picture, png_bytes, write_png
 
 RATE = 22050
 
@@ -58,6 +60,67 @@ def test_a_long_song_is_no_wider_than_asked() -> None:
     assert picture.shape == (32, 100, 3)
     brightness = picture[:, 5:95].astype(int).sum(axis=2)
     assert (brightness.argmax(axis=0) == brightness[:, 0].argmax()).all()
+
+
+def _power(audio: np.ndarray, rate: int, height: int, width: int) -> np.ndarray:
+    """What a picture shows, from the whole spectrogram at once: decibels, ``[height, columns]``."""
+    import librosa
+
+    window = 2 ** round(np.log2(0.093 * rate))
+    power = librosa.feature.melspectrogram(
+        y=audio, sr=rate, n_fft=window, hop_length=512, n_mels=height, pad_mode="constant"
+    )
+    columns = np.array_split(np.maximum(power, 1e-10).astype(np.float64), min(width, power.shape[1]), axis=1)
+    assert log_mel(audio, rate, bands=height) == pytest.approx(10 * np.log10(np.maximum(power, 1e-10)), abs=1e-3)
+    return 10 * np.log10(np.stack([column.mean(axis=1) for column in columns], axis=1))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(samples=st.integers(0, 60000), pieces=st.lists(st.integers(0, 20000), max_size=6), width=st.integers(1, 130))
+def test_pieces_of_a_song_make_the_picture_of_the_whole(samples: int, pieces: list[int], width: int) -> None:
+    audio = (np.random.default_rng(samples).standard_normal(samples) * np.linspace(0, 0.5, samples)).astype(np.float32)
+    picture = MelPicture(RATE, samples, height=32, max_width=width)
+    for part in np.split(audio, np.minimum(np.cumsum(pieces), samples)):
+        picture.append(part[:, None])
+    drawn = picture.picture().astype(int)
+    whole = mel_picture(audio, RATE, height=32, max_width=width).astype(int)
+    assert drawn.shape == whole.shape == (32, min(width, 1 + samples // 512), 3)
+    assert np.abs(drawn - whole).max() <= 1  # rounding of float32
+
+
+def test_columns_hold_the_mean_power_of_their_frames() -> None:
+    audio = np.concatenate([_tone(440, 1.3), 0.1 * _tone(3000, 2.2), np.zeros(9000, np.float32)])
+    audio = audio[: 512 * (len(audio) // 2048 * 4 - 1)]  # so many frames that each column has four
+    columns = (1 + len(audio) // 512) // 4
+    shown = mel_picture(audio, RATE, height=24, max_width=columns)[::-1].astype(int).sum(axis=2)
+    order = np.argsort(_power(audio, RATE, 24, columns).ravel())
+    assert (np.diff(shown.ravel()[order]) >= -1).all()  # the colours are lighter the louder
+
+
+def test_memory_of_a_picture_does_not_grow_with_the_song() -> None:
+    import tracemalloc
+
+    def peak(seconds: int) -> int:
+        picture, second = MelPicture(RATE, seconds * RATE), _tone(440)
+        picture.append(second)
+        tracemalloc.start()
+        for _ in range(seconds - 1):
+            picture.append(second)
+        picture.picture()
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(120) < 1.2 * peak(30)
+
+
+def test_a_picture_of_another_length_than_promised_is_refused() -> None:
+    picture = MelPicture(RATE, 1000)
+    picture.append(np.zeros(999))
+    with pytest.raises(ValueError, match="999 samples of a song of 1000"):
+        picture.picture()
+    with pytest.raises(ValueError, match="1001 samples"):
+        picture.append(np.zeros(2))
 
 
 def test_values_that_are_no_numbers_are_drawn_as_silence() -> None:
