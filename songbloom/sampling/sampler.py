@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,33 @@ from songbloom.sampling.windows import Window
 
 Labels = Callable[[int, slice], Any]
 """From the start of a window and a slice of items to what the prior takes as their labels."""
+
+
+class Keeper(Protocol):
+    """What keeps the windows of a level for later; :class:`songbloom.sampling.journal.LevelJournal` does."""
+
+    def restore(self, windows: Sequence[Window]) -> list[Tensor]:
+        """For each item the codes that it got of these windows before, ``[codes]``: whole windows from the first."""
+        ...
+
+    def append(self, items: Sequence[int], window: Window, codes: Tensor) -> None:
+        """Keep the new codes ``[len(items), window.new]`` of a window."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do at a level.
+
+    Attributes:
+        there: codes that the items have already, all together.
+        new: codes to write, all together.
+        steps: times that the prior takes a step, for whole batches.
+    """
+
+    there: int
+    new: int
+    steps: int
 
 
 class LevelPrior(Protocol):
@@ -111,7 +139,7 @@ def sample_window(
     labels: Labels | None = None,
     on_codes: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """The codes that ``window`` adds.
+    """The codes that ``window`` adds to all items, in batches.
 
     Args:
         prior: writes ``prior.level``.
@@ -125,10 +153,30 @@ def sample_window(
     Returns:
         ``[items, window.new]``.
     """
-    level, items = prior.level, codes[prior.level].shape[0]
-    prompt = codes[level][:, window.start : window.start + window.prompt]
-    upper = prior.window_of(_reaching(codes, prior, window.end), window.start, window.end)
-    generators = window_generators(seeds, level, window.start)
+    written = []
+    for part in windows.batches(codes[prior.level].shape[0], settings.max_batch_size):
+        counted = _counted(on_codes, part.stop - part.start, window.prompt) if on_codes else None
+        written.append(sample_part(prior, codes, window, settings, part, seeds=seeds, labels=labels, on_token=counted))
+    return torch.cat(written)
+
+
+def sample_part(
+    prior: LevelPrior,
+    codes: Sequence[Tensor],
+    window: Window,
+    settings: LevelSettings,
+    part: slice,
+    *,
+    seeds: Sequence[int],
+    labels: Labels | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The codes ``[items of part, window.new]`` that ``window`` adds to one batch; see :func:`sample_window`.
+
+    ``on_token`` is called now and then with how many codes of the window are there, its prompt included.
+    """
+    level, items = prior.level, part.stop - part.start
+    here = [each[part] for each in codes]
     keywords: dict[str, Any] = {
         "temperature": settings.temperature,
         "top_k": settings.top_k,
@@ -140,20 +188,17 @@ def sample_window(
         keywords["quantize"] = settings.quantize
     if window.sample_tokens is not None:
         keywords["sample_tokens"] = window.sample_tokens
-    written = []
-    for part in windows.batches(items, settings.max_batch_size):
-        if on_codes:
-            keywords["on_token"] = _counted(on_codes, part.stop - part.start, window.prompt)
-        codes_of_part = prior.sample(
-            part.stop - part.start,
-            prompt=prompt[part] if window.prompt else None,
-            upper_codes=None if upper is None else upper[part],
-            labels=labels(window.start, part) if labels else None,
-            generators=generators[part],
-            **keywords,
-        )
-        written.append(codes_of_part[:, window.prompt :])
-    return torch.cat(written).to(codes[level].device)
+    if on_token:
+        keywords["on_token"] = on_token
+    written = prior.sample(
+        items,
+        prompt=here[level][:, window.start : window.start + window.prompt] if window.prompt else None,
+        upper_codes=prior.window_of(_reaching(here, prior, window.end), window.start, window.end),
+        labels=labels(window.start, part) if labels else None,
+        generators=window_generators(seeds[part], level, window.start),
+        **keywords,
+    )
+    return written[:, window.prompt :].to(codes[level].device)
 
 
 def _counted(on_codes: Callable[[int], None], items: int, prompt: int) -> Callable[[int], None]:
@@ -191,10 +236,16 @@ def sample_level(
     *,
     seeds: Sequence[int],
     labels: Labels | None = None,
+    keeper: Keeper | None = None,
+    on_begin: Callable[[Work], None] | None = None,
     on_window: Callable[[Window, Tensor], None] | None = None,
     on_codes: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Extend the codes of ``prior.level`` to ``total`` codes an item.
+
+    Items may have got differently far in an earlier run. They are batched as if they had not: a batch takes up the
+    first window that one of its items lacks, in the same company as ever, and what the others have of it stays. So
+    nothing that is written depends on where that run was broken off, not even by rounding.
 
     Args:
         prior: writes ``prior.level``.
@@ -203,8 +254,10 @@ def sample_level(
         settings: temperature, windows and the like.
         seeds: one an item (:func:`item_seeds`).
         labels: gives the labels of a window, for priors that have any.
-        on_window: called after each window with it and with all codes of the level so far.
-        on_codes: see :func:`sample_window`.
+        keeper: knows the windows that were written before, and keeps each batch of each window that is written now.
+        on_begin: called once with how much there is to do.
+        on_window: called after each window that was written with it and with all codes of the level up to its end.
+        on_codes: called now and then with how many codes were added since it was last called.
 
     Returns:
         ``[items, max(total, codes there were)]``; existing codes are never rewritten.
@@ -216,13 +269,44 @@ def sample_level(
     hop = prior.n_ctx
     if total > prior.n_ctx:
         hop = windows.hop_of(settings.hop_fraction, prior.n_ctx, level=level, multiple_of=prior.cond_downsample or 1)
-    codes = list(codes)
-    for window in windows.plan(total, prior.n_ctx, hop, codes[level].shape[1]):
-        new = sample_window(prior, codes, window, settings, seeds=seeds, labels=labels, on_codes=on_codes)
-        codes[level] = torch.cat([codes[level], new], dim=1)
-        if on_window:
-            on_window(window, codes[level])
-    return codes[level]
+    items, begin = codes[level].shape
+    planned = windows.plan(total, prior.n_ctx, hop, begin)
+    song = torch.cat([codes[level], codes[level].new_zeros(items, max(total - begin, 0))], dim=1)
+    codes = [*codes[:level], song, *codes[level + 1 :]]
+    have = [begin] * items
+    for item, kept in enumerate(keeper.restore(planned) if keeper else []):
+        song[item, begin : begin + len(kept)] = kept
+        have[item] += len(kept)
+    parts = list(windows.batches(items, settings.max_batch_size))
+    if on_begin:
+        on_begin(_work(planned, parts, have))
+    for window in planned:
+        new = slice(window.start + window.prompt, window.start + window.prompt + window.new)
+        lacking = [[item for item in range(items)[part] if have[item] < new.stop] for part in parts]
+        for part, missing in zip(parts, lacking, strict=True):
+            if missing:
+                on_token = _counted(on_codes, len(missing), window.prompt) if on_codes else None
+                written = sample_part(
+                    prior, codes, window, settings, part, seeds=seeds, labels=labels, on_token=on_token
+                )[[item - part.start for item in missing]]
+                song[missing, new] = written
+                if keeper:
+                    keeper.append(missing, window, written)
+        if on_window and any(lacking):
+            on_window(window, song[:, : new.stop])
+    return song
+
+
+def _work(planned: Sequence[Window], parts: Sequence[slice], have: Sequence[int]) -> Work:
+    """How much is to do for items that have so many codes, batched in these parts."""
+    new = steps = 0
+    for window in planned:
+        end = window.start + window.prompt + window.new
+        for part in parts:
+            missing = sum(codes < end for codes in have[part])
+            new += missing * window.new
+            steps += window.new if missing else 0
+    return Work(sum(have), new, steps)
 
 
 def sample(
@@ -233,7 +317,9 @@ def sample(
     *,
     seeds: Sequence[int],
     labels: Mapping[int, Labels] | None = None,
-    on_window: Callable[[Window, Tensor], None] | None = None,
+    keeper: Callable[[int, Sequence[Tensor]], Keeper] | None = None,
+    on_begin: Callable[[int, Work], None] | None = None,
+    on_window: Callable[[int, Window, Tensor], None] | None = None,
     on_codes: Callable[[int], None] | None = None,
     after_level: Callable[[int, list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
@@ -246,7 +332,9 @@ def sample(
         settings: for the levels to write.
         seeds: one an item (:func:`item_seeds`).
         labels: for the levels whose priors have any.
-        on_window, on_codes: see :func:`sample_level`.
+        keeper: from a level and all codes before it is written to what keeps its windows.
+        on_begin, on_window: see :func:`sample_level`, with the level before; ``on_begin`` without items too.
+        on_codes: see :func:`sample_level`.
         after_level: called with the level and all codes when a level is written.
 
     Returns:
@@ -263,12 +351,16 @@ def sample(
                 settings[level],
                 seeds=seeds,
                 labels=(labels or {}).get(level),
-                on_window=on_window,
+                keeper=keeper(level, codes) if keeper else None,
+                on_begin=partial(on_begin, level) if on_begin else None,
+                on_window=partial(on_window, level) if on_window else None,
                 on_codes=on_codes,
             )
             del prior
         else:
             codes[level] = codes[level].new_zeros(0, totals[level])
+            if on_begin:
+                on_begin(level, Work(0, 0, 0))
         if after_level:
             after_level(level, codes)
     return codes

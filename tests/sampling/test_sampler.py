@@ -66,7 +66,7 @@ def test_another_seed_gives_other_codes(priors: list[Prior], three: list[Tensor]
 
 def test_a_level_goes_on_from_any_window(priors: list[Prior], three: list[Tensor]) -> None:
     seen: list[Tensor] = []
-    run(priors, range(3), on_window=lambda window, codes: seen.append(codes))
+    run(priors, range(3), on_window=lambda level, window, codes: seen.append(codes.clone()))
     lengths = [codes.shape[1] for codes in seen]
     assert lengths == [128, 150, 256, 384, 512, 600]
     for codes in seen[2:5]:
