@@ -14,7 +14,10 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the option nearest to ``word``, or an empty string when none is near."""
+def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
+    """`` (did you mean 'x'?)`` for the option nearest to ``word``, or an empty string when none is near.
+
+    ``prefix`` is written before the option, as in ``(did you mean '--x'?)``, and plays no part in what is near.
+    """
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return f" (did you mean {prefix + near[0]!r}?)" if near else ""

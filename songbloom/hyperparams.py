@@ -235,7 +235,8 @@ class Knob:
         """``--key=default`` and the meaning, for ``--help`` and the reference page."""
         ignored = f" [accepted and ignored: {self.ignored}]" if self.ignored else ""
         choices = f" One of {', '.join(map(repr, self.choices))}." if self.choices else ""
-        return f"{self.meaning}{choices}{ignored}"
+        stop = "." if choices and not self.meaning.endswith((".", "!", "?", "…")) else ""
+        return f"{self.meaning}{stop}{choices}{ignored}"
 
 
 @dataclass(frozen=True)
@@ -396,7 +397,11 @@ class Knobs(Mapping[str, Knob]):
             if "bool" in self[key[3:]].kinds:
                 return key[3:], True
             raise UserError(f"--{name}: {key[3:]} is not a flag but {self[key[3:]].type_in_words()}")
-        near = did_you_mean(key, self) or did_you_mean(key.removeprefix("no_"), self)
+        near = ""
+        if key.startswith("no_"):
+            flags = [known for known, knob in self.items() if "bool" in knob.kinds]
+            near = did_you_mean(key.removeprefix("no_"), flags, "--no_")
+        near = near or did_you_mean(key, self, "--")
         raise UnknownKey(f"command line: no option is named --{name}{near}; --help lists them all")
 
     # -- for people --

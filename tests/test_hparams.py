@@ -133,7 +133,7 @@ def test_an_ignored_key_is_noticed() -> None:
         ([], "nothing to do: give --train"),
         (["--train"], "the run needs a name"),
         (["--hps=smal_vqvae", *RUN], r"'smal_vqvae' \(did you mean 'small_vqvae'\?\)"),
-        ([*RUN, "--sample_lenght=3"], r"--sample_lenght \(did you mean 'sample_length'\?\)"),
+        ([*RUN, "--sample_lenght=3"], r"--sample_lenght \(did you mean '--sample_length'\?\)"),
         ([*RUN, "--precision=fp61"], r"not 'fp61' \(did you mean 'fp16'\?\)"),
         ([*RUN, "--levels=3"], r"levels=3 but downs_t=\(1, 1\) has 2: give one value a level"),
         ([*RUN, "--hvqvae_multipliers=2,1,1"], "hvqvae_multipliers"),

@@ -211,8 +211,8 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--widht=8"], r"no option is named --widht \(did you mean 'width'\?\)"),
-            (["--no-trian"], r"no option is named --no-trian \(did you mean 'train'\?\)"),
+            (["--widht=8"], r"no option is named --widht \(did you mean '--width'\?\)"),
+            (["--no-trian"], r"no option is named --no-trian \(did you mean '--no_train'\?\)"),
             (["--zzz"], "no option is named --zzz; --help lists them all"),
             (["--width"], r"--width needs a value \(a whole number\)"),
             (["--label", "--train"], "--label needs a value"),
@@ -268,7 +268,7 @@ class TestForPeople:
             assert knob.meaning in text
             assert f"[{knob.group}]" in text
         assert "accepted and ignored: it never did anything" in text
-        assert "One of 'l1', 'l2', 'lmix'." in text
+        assert "A loss. One of 'l1', 'l2', 'lmix'." in text
 
     def test_explain_has_every_value_and_source(self) -> None:
         hps = KNOBS.merge(REGISTRY, "wide", {"label": "x"})

@@ -291,7 +291,7 @@ def test_the_command_asks_a_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["build"], "--output is missing"),
         (["build", "--output=x"], "neither is given"),
         (["build", "--output=x", "--data_jsonl=nowhere.jsonl"], "no such file or directory"),
-        (["build", "--data_json=x"], r"no option is named --data_json \(did you mean 'data_jsonl'\?\)"),
+        (["build", "--data_json=x"], r"no option is named --data_json \(did you mean '--data_jsonl'\?\)"),
         (["build", "--output=x", "--data_jsonl=y", "--get_metadata=z"], "give module:function"),
     ],
 )

@@ -48,7 +48,7 @@ def codes_file(tmp_path: Path, codes: list[torch.Tensor]) -> Path:
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("--nsamples=3", r"no option is named --nsamples \(did you mean 'n_samples'\?\)"),
+        ("--nsamples=3", r"no option is named --nsamples \(did you mean '--n_samples'\?\)"),
         ("--mode=primd", r"not 'primd' \(did you mean 'primed'\?\)"),
         ("--model=tinny", r"no model is named 'tinny' \(did you mean 'tiny'\?\); known: 5b, "),
         ("--model=", "--model is missing"),
