@@ -1,10 +1,15 @@
-"""Doing what a command asks: sampling, decoding and writing levels, with the items shared over ranks."""
+"""Doing what a command asks: sampling, decoding and writing levels, with the items shared over ranks.
+
+Every rank keeps the windows of its items in their journals, and writes their sound. Rank 0 looks what is there before,
+and puts levels in their place when all ranks have done their part.
+"""
 
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +19,18 @@ from torch import Tensor
 from songbloom import __version__
 from songbloom.data.label_tables import UNKNOWN
 from songbloom.distributed import broadcast_object, say, world
+from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
+from songbloom.sampling import journal, preview, sound
 from songbloom.sampling.gathering import Gathering
+from songbloom.sampling.journal import LevelJournal
 from songbloom.sampling.labelling import LevelLabels
 from songbloom.sampling.page import clock
 from songbloom.sampling.progress import LevelProgress
-from songbloom.sampling.run import LevelData, Run, decode
-from songbloom.sampling.sampler import LevelSettings, item_seeds, sample, share
+from songbloom.sampling.run import DATA, RECORD, SHORT_SOUND, LevelData, Run, read_data
+from songbloom.sampling.sampler import LevelSettings, Work, item_seeds, sample, share
+from songbloom.sampling.windows import Window
 from songbloom.vqvae.vqvae import VQVAE
 
 
@@ -75,11 +84,13 @@ class Job:
 def perform(job: Job) -> Path:
     """Sample, decode and write the levels that are not there yet; every rank calls it.
 
+    With ``options.preview`` it decodes what the journals hold, and samples nothing.
+
     Returns:
         The page to open.
 
     Raises:
-        UserError: the folder holds another run, or cannot be written.
+        UserError: the folder holds another run, or cannot be written; there is nothing to preview.
     """
     run = Run(
         job.options.name,
@@ -92,55 +103,178 @@ def perform(job: Job) -> Path:
         chosen=job.chosen,
     )
     gathering = Gathering()
+    if job.options.preview:
+        return preview_only(job, run, gathering)
     there = run.open(overwrite=job.options.overwrite) if world().is_main else {}
     done = min(there, default=None)
-    done, codes = broadcast_object((done, job.codes if done is None else list(there[done].codes)))
+    record = (run.folder / RECORD).read_bytes() if world().is_main else b""
+    done, codes, run.chosen, record = broadcast_object(
+        (done, job.codes if done is None else list(there[done].codes), run.chosen, record)
+    )
+    _same_folder(run.folder, record)
     totals = {level: total for level, total in job.totals.items() if done is None or level < done}
-    if done is not None:
-        say(f"{job.options.name}: " + ("goes on below level " + str(done) if totals else "is complete already"))
-    write_levels(job, run, codes, totals, gathering)
+    begun = [level for level in journal.levels_in(run.folder) if level in totals]
+    if done is not None or begun:
+        where = f"at level {max(begun)}" if begun else f"below level {done}"
+        say(f"{job.options.name}: " + (f"goes on {where}" if totals else "is complete already"))
+    Levels(replace(job, settings=settings_of(job, run)), run, gathering).write(codes, totals)
     if world().is_main:
         run.write_pages()  # anew for levels that an earlier version of the page showed
     return run.folder / "index.html"
 
 
-def write_levels(job: Job, run: Run, codes: list[Tensor], totals: dict[int, int], gathering: Gathering) -> None:
-    """Bring levels to their lengths, from the coarsest down; each rank works on its share of the items."""
-    place = world()
-    mine = share(job.items, place.rank, place.size)
-    progress: list[LevelProgress] = []  # of the level that is being written
+def settings_of(job: Job, run: Run) -> dict[int, LevelSettings]:
+    """The settings of each level, with the sizes of batches that were chosen when the run began.
 
-    def load_prior(level: int) -> Prior:
-        prior = job.load_prior(level)
-        new = (totals[level] - codes[level].shape[1]) * len(mine)
-        progress[:] = [LevelProgress(level, new, share=job.items / len(mine), quiet=not place.is_main)]
-        return prior
+    Items that share a batch decide, on some processors, how sums are rounded.
+    """
+    kept = run.chosen.get("max_batch_size")
+    if job.options.max_batch_size is not None or not isinstance(kept, Mapping):
+        return job.settings
+    return {
+        level: replace(each, max_batch_size=int(kept.get(str(level), each.max_batch_size)))
+        for level, each in job.settings.items()
+    }
 
-    def after_level(level: int, written: list[Tensor]) -> None:
-        took = progress[0].finish() if progress else 0.0
-        length = totals[level] * job.vqvae.hop_lengths[level]
-        audio = decode(job.vqvae.decode, written, level, empty=length, device=place.device)
-        shares = gathering.all(([each.cpu() for each in written], audio, took))
-        if place.is_main:
+
+def _same_folder(folder: Path, record: bytes, patience: float = 10.0) -> None:
+    """Refuse ranks on hosts that do not share the disk: what they wrote would never come together."""
+    until = time.monotonic() + patience  # a network file system may show a new file late
+    while not (folder / RECORD).is_file() or (folder / RECORD).read_bytes() != record:
+        if time.monotonic() > until:
+            raise UserError(
+                f"{folder}: rank {world().rank} does not see what rank 0 wrote there: give a --name on a disk that all "
+                "hosts share"
+            )
+        time.sleep(0.1)
+
+
+class Levels:
+    """The writing of levels, on one rank.
+
+    Args:
+        job: what is asked for.
+        run: where it is written.
+        gathering: of all ranks.
+    """
+
+    def __init__(self, job: Job, run: Run, gathering: Gathering):
+        self.job, self.run, self.gathering = job, run, gathering
+        self.place = world()
+        self.mine = share(job.items, self.place.rank, self.place.size)
+        self.asking = preview.Asking(job.options.preview_minutes)
+        self.journal: LevelJournal | None = None
+        self.progress: LevelProgress | None = None
+
+    def write(self, codes: Sequence[Tensor], totals: Mapping[int, int]) -> None:
+        """Bring levels to their lengths, from the coarsest down; each rank works on its share of the items.
+
+        Args:
+            codes: of all items and levels, on the CPU.
+            totals: codes an item at the end, for the levels to write.
+        """
+        job, mine = self.job, self.mine
+        with self.asking.listening():
+            sample(
+                job.load_prior,
+                [each[mine.start : mine.stop].to(self.place.device) for each in codes],
+                totals,
+                job.settings,
+                seeds=job.seeds[mine.start : mine.stop],
+                labels={level: labels.windows(mine) for level, labels in job.labels.items()},
+                keeper=self._keeper,
+                on_begin=self._begin,
+                on_window=self._window,
+                on_codes=lambda count: self.progress.add(count) if self.progress else None,
+                after_level=self._after,
+            )
+
+    def _keeper(self, level: int, codes: Sequence[Tensor]) -> LevelJournal:
+        self.journal = LevelJournal(
+            self.run.folder,
+            level,
+            self.mine,
+            settings=self.run.settings,
+            codes=codes,
+            seeds=self.job.seeds[self.mine.start : self.mine.stop],
+            l_bins=self.job.vqvae.l_bins,
+        )
+        return self.journal
+
+    def _begin(self, level: int, work: Work) -> None:
+        works = self.gathering.all(work)
+        self.progress = LevelProgress(level, works, rank=self.place.rank, quiet=not self.place.is_main)
+
+    def _window(self, level: int, window: Window, codes: Tensor) -> None:
+        if self.asking.due():
+            for index, item in enumerate(self.mine):
+                preview_item(self.job, self.run, level, item, codes[index])
+            preview.write_page(self.run.folder, self.job.seconds)
+
+    def _after(self, level: int, written: list[Tensor]) -> None:
+        """Write the sound of this rank's items beside the place of the level; rank 0 then puts all in its place."""
+        job, run = self.job, self.run
+        before = self.journal.seconds if self.journal else 0.0
+        if self.journal:
+            self.journal.close()
+            self.journal = None
+        before = max(self.gathering.all(before))  # all windows of all ranks are there now
+        took = before + (self.progress.finish() if self.progress else 0.0)
+        beside = Path(self.gathering.all(str(run.begin_level(level)) if self.place.is_main else "")[0])
+        length = written[level].shape[1] * job.vqvae.hop_lengths[level]
+        short = job.items * length <= SHORT_SOUND
+        audio = torch.zeros(len(self.mine) if short else 0, length, 1)
+        for index, item in enumerate(self.mine):
+            at = 0
+            pieces = job.vqvae.decode_pieces([each[index : index + 1] for each in written[level:]], start_level=level)
+            for piece in sound.write_item(beside, item, pieces, length, job.vqvae.sample_rate):
+                if short:
+                    audio[index, at : at + piece.shape[1]] = piece[0].cpu()
+                    at += piece.shape[1]
+        shares = self.gathering.all(([each.cpu() for each in written], audio))
+        if self.place.is_main:
             data = LevelData(
-                [torch.cat(parts) for parts in zip(*(codes for codes, _, _ in shares), strict=True)],
-                torch.cat([audio for _, audio, _ in shares]),
+                [torch.cat(parts) for parts in zip(*(codes for codes, _ in shares), strict=True)],
+                torch.cat([audio for _, audio in shares]) if short else None,
                 kept_labels(job),
                 sampling_kwargs(job),
             )
-            folder = run.write_level(level, data, max(took for _, _, took in shares))
-            say(f"level {level}: written to {folder}")
+            say(f"level {level}: written to {run.write_level(level, data, took)}")
 
-    sample(
-        load_prior,
-        [each[mine.start : mine.stop].to(place.device) for each in codes],
-        totals,
-        job.settings,
-        seeds=job.seeds[mine.start : mine.stop],
-        labels={level: labels.windows(mine) for level, labels in job.labels.items()},
-        on_codes=lambda count: progress[0].add(count),
-        after_level=after_level,
-    )
+
+def preview_item(job: Job, run: Run, level: int, item: int, codes: Tensor) -> None:
+    """Write the sound so far of an item, of its codes ``[codes]`` at this level."""
+    pieces = job.vqvae.decode_pieces([codes[None].to(world().device)], start_level=level)
+    preview.write_item(run.folder, level, item, pieces, job.vqvae.sample_rate)
+
+
+def preview_only(job: Job, run: Run, gathering: Gathering) -> Path:
+    """Decode what the journals hold of the level that is being written, also while another process writes it.
+
+    Returns:
+        The page of the previews.
+
+    Raises:
+        UserError: the folder holds another run, or no window of a level that is not whole.
+    """
+    run.check()
+    begun = [level for level in journal.levels_in(run.folder) if level in job.totals]
+    if begun:
+        level = min(begun)
+        above = [run.level_folder(other) / DATA for other in range(level + 1, job.vqvae.levels)]
+        codes = next((list(read_data(path).codes) for path in above if path.is_file()), job.codes)
+        place = world()
+        for item in share(job.items, place.rank, place.size):
+            beginning = [each[item] for each in codes[level:]]
+            owner = journal.owner_of(run.settings, level, item, beginning, job.seeds[item], job.vqvae.l_bins)
+            records = journal.read(journal.path_of(run.folder, level, item), owner)
+            if records:
+                preview_item(job, run, level, item, torch.cat([beginning[0], journal.joined(records)]))
+    gathering.all(None)
+    page = preview.write_page(run.folder, job.seconds) if world().is_main else run.folder
+    if not any((run.folder / preview.FOLDER).glob("*.wav")):
+        raise UserError(f"{run.folder}: no window of a level that is not whole is kept there; nothing to preview")
+    return page
 
 
 def kept_labels(job: Job) -> list[Any]:

@@ -117,6 +117,12 @@ def levels_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether no window is kept in the folder of a run."""
+    header = _HEADER.size + _CHECK
+    return all(path.stat().st_size <= header for path in (folder / FOLDER).rglob("*.journal"))
+
+
 def remove(folder: Path, level: int | None = None) -> None:
     """Remove the journals of a level, or all of them, from the folder of a run; none is fine.
 

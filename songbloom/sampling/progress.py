@@ -4,67 +4,77 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from songbloom.sampling.page import clock
+from songbloom.sampling.sampler import Work
 
 
 class LevelProgress:
-    """Counts the codes that one process writes for one level, and prints a line about them.
+    """Counts the codes that one process adds to one level, and prints a line about all processes'.
 
-    On a terminal the line is renewed in place; elsewhere a new one is printed every ten seconds.
+    Every process takes about as long for a step of the prior, so from how far this one is follows how far the others
+    are: they may have other numbers of items, and after a restart other numbers of windows left. On a terminal the line
+    is renewed in place; elsewhere a new one is printed every ten seconds.
 
     Args:
         level: named in the line.
-        codes: how many this process will write, over all of its items.
-        share: items of all processes per item of this one, to tell the speed of all.
+        shares: what each process has to do, in the order of ranks.
+        rank: of this process.
         quiet: print nothing (on ranks other than 0).
     """
 
     def __init__(
         self,
         level: int,
-        codes: int,
+        shares: Sequence[Work],
         *,
-        share: float = 1.0,
+        rank: int = 0,
         quiet: bool = False,
         stream: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        self.level, self.codes, self.share, self.quiet = level, codes, share, quiet
+        self.level, self.shares, self.mine, self.quiet = level, shares, shares[rank], quiet
+        self.there = sum(share.there for share in shares)
+        self.new = sum(share.new for share in shares)
         self.stream = stream or sys.stdout
         self.in_place = self.stream.isatty()
         self.now = now
-        self.done = 0
+        self.added = 0
         self.begun = self.said = now()
+        if self.new and not self.mine.new and not quiet:
+            self._print(f"level {level}: {self.new} codes are left for other ranks", last=True)
 
     def add(self, codes: int) -> None:
         """So many more codes are written."""
-        self.done += codes
+        self.added += codes
         now = self.now()
         if not self.quiet and now - self.said >= (0.5 if self.in_place else 10.0):
             self.said = now
             self._print(self.line(), last=False)
 
     def line(self) -> str:
-        """Such as ``level 1: 5120 of 8192 codes, 231 codes/s, 0:13 left``."""
+        """Such as ``level 1: 5120 of 8192 codes, 231 codes/s, 0:13 left``; codes of an earlier session count as done,
+        but tell nothing of the speed."""
         took = max(self.now() - self.begun, 1e-9)
-        speed = self.done / took
-        left = clock((self.codes - self.done) / speed) if self.done else "?"
-        total = round(self.codes * self.share)
+        steps = self.mine.steps * self.added / self.mine.new if self.mine.new else 0.0
+        added = sum(share.new * min(1.0, steps / share.steps) for share in self.shares if share.steps)
+        longest = max(share.steps for share in self.shares)
+        left = clock((longest - steps) * took / steps) if steps else "?"
         return (
-            f"level {self.level}: {round(self.done * self.share)} of {total} codes, "
-            f"{speed * self.share:.0f} codes/s, {left} left"
+            f"level {self.level}: {round(self.there + added)} of {self.there + self.new} codes, "
+            f"{added / took:.0f} codes/s, {left} left"
         )
 
     def finish(self) -> float:
-        """Print how long the level took; returns that, in seconds."""
+        """Print how long all took, when all are done; returns that, in seconds."""
         took = self.now() - self.begun
         if not self.quiet:
-            speed = self.done * self.share / max(took, 1e-9)
-            written = round(self.done * self.share)
-            self._print(f"level {self.level}: {written} codes in {clock(took)}, {speed:.0f} codes/s", last=True)
+            before = f" ({self.there} were there)" if self.there else ""
+            speed = self.new / max(took, 1e-9)
+            text = f"level {self.level}: {self.new} codes in {clock(took)}{before}, {speed:.0f} codes/s"
+            self._print(text, last=True)
         return took
 
     def _print(self, text: str, *, last: bool) -> None:

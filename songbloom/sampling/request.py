@@ -75,6 +75,16 @@ def knobs(models: Iterable[str]) -> Knobs:
             ),
             sr=Knob(None, "Sample rate of the model in Hz; only checked", kind="int", minimum=1),
             overwrite=Knob(False, "Replace the run that is in the folder, whatever its settings, and begin anew"),
+            preview_minutes=Knob(
+                None,
+                "Write how it sounds so far to FOLDER/preview every so many minutes, between windows (SIGUSR1 asks for "
+                "one too); None: never",
+                kind="float",
+                minimum=0,
+            ),
+            preview=Knob(
+                False, "Only write how the level that is being written, or was broken off, sounds so far, and stop"
+            ),
         ),
         group(
             "how",

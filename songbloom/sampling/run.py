@@ -3,39 +3,41 @@
     {name}/run.json                      the settings, so that the same command can go on and another one is refused
     {name}/index.html                    the finest level that there is
     {name}/level_{l}/item_{i}.wav        sound, item by item, and its picture item_{i}.png
-    {name}/level_{l}/data.pth.tar        codes of all levels so far, sound, labels, settings; plain data
+    {name}/level_{l}/data.pth.tar        codes of all levels so far, labels, settings, short sound; plain data
     {name}/level_{l}/index.html          the page
     {name}/alignment/item_{i}.json …     when its words are sung, as align.py found (:mod:`songbloom.sampling.words`)
+    {name}/journal/level_{l}/…           windows of a level that is being written (:mod:`songbloom.sampling.journal`)
+    {name}/preview/…                     how it sounds so far (:mod:`songbloom.sampling.preview`)
 
-The folder of a level is written beside its place and renamed into it, so it is there wholly or not at all.
+The folder of a level is written beside its place and renamed into it, so it is there wholly or not at all; its journal
+and its preview go when it has come.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from songbloom import __version__
-from songbloom.audio.files import write_wav
-from songbloom.audio.mel import mel_picture, write_png
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
-from songbloom.sampling import words
-from songbloom.sampling.page import LevelPage, PageItem, clock, wave_path, write_page
+from songbloom.sampling import journal, preview, sound, words
+from songbloom.sampling.page import LevelPage, PageItem, clock, write_page
 from songbloom.training import checkpoint
 
 DATA = "data.pth.tar"
 RECORD = "run.json"
+SHORT_SOUND = 1 << 22  # samples of all items together up to which data.pth.tar holds the sound too: 16 MiB
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class LevelData:
 
     Attributes:
         codes: of every level, finest first, ``[items, …]`` int64; those of levels not yet written are empty.
-        audio: float32 ``[items, T, 1]``, decoded from this level.
+        audio: float32 ``[items, T, 1]``, decoded from this level; None where it is too long to be kept twice (more than
+            ``SHORT_SOUND`` samples), and lies in the WAV files alone.
         labels: for each level, what its prior was told; None for priors without labels.
         sampling_kwargs: for each level, how it was or will be sampled, as plain data.
     """
 
     codes: Sequence[Tensor]
-    audio: Tensor
+    audio: Tensor | None
     labels: Sequence[Any]
     sampling_kwargs: Sequence[Mapping[str, Any]]
 
@@ -60,7 +63,7 @@ class LevelData:
             "zs": [codes.cpu() for codes in self.codes],
             "labels": list(self.labels),
             "sampling_kwargs": [dict(keywords) for keywords in self.sampling_kwargs],
-            "x": self.audio.cpu(),
+            **({} if self.audio is None else {"x": self.audio.cpu()}),
         }
 
 
@@ -73,12 +76,13 @@ def read_data(path: Path | str) -> LevelData:
     content = checkpoint.load(path)
     codes, audio = content.get("zs"), content.get("x")
     fine = isinstance(codes, (list, tuple)) and all(isinstance(each, Tensor) and each.ndim == 2 for each in codes)
-    if not fine or not codes or not isinstance(audio, Tensor) or audio.ndim != 3:
+    sounds = audio is None or (isinstance(audio, Tensor) and audio.ndim == 3)
+    if not fine or not codes or not sounds:
         raise UserError(f"{path}: holds no codes; give a {DATA} that sample.py wrote")
     levels = len(codes)
     return LevelData(
         [each.long() for each in codes],
-        audio.float(),
+        None if audio is None else audio.float(),
         content.get("labels") or [None] * levels,
         content.get("sampling_kwargs") or [{}] * levels,
     )
@@ -171,10 +175,10 @@ class Run:
             UserError: the folder holds another run, is being written by one, or cannot be read, written or emptied.
         """
         hold(self.folder, busy="sampling", instead="--name")
-        record = self.folder / RECORD
-        names = ("level_[0-9]*", "index.html", words.FOLDER, RECORD)
+        names = ("level_[0-9]*", "index.html", words.FOLDER, journal.FOLDER, preview.FOLDER, RECORD)
         ours = [path for name in names for path in self.folder.glob(name)]
-        if overwrite:
+        begun = [path for path in ours if path.name not in (RECORD, journal.FOLDER, preview.FOLDER)]
+        if overwrite or (not begun and journal.is_empty(self.folder)):  # nothing is lost of a run that wrote nothing
             try:
                 for path in ours:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -186,34 +190,59 @@ class Run:
         for path in self.folder.glob(".level_*.partial"):
             shutil.rmtree(path, ignore_errors=True)
         if not ours:
+            self._record()  # from now on the folder is this run's
             return {}
-        advice = "choose another --name, or give --overwrite to replace it"
-        if not record.is_file():
-            raise UserError(
-                f"{self.folder}: has {ours[0].name} but no {RECORD}, so it is not a run to go on with; {advice}"
-            )
-        try:
-            content = json.loads(record.read_text(encoding="utf-8"))
-            there = content["settings"]
-            self.took = {int(level): float(seconds) for level, seconds in content["took"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{record}: cannot be read ({error}); {advice}") from error
-        different = differences(there, self.settings)
-        if different:
-            raise UserError(f"{self.folder}: holds a run with other settings ({'; '.join(different)}); {advice}")
+        self.check()
         found = {}
         for level in self.settings["levels"]:
             if (self.level_folder(level) / DATA).is_file():
                 found[level] = read_data(self.level_folder(level) / DATA)
                 self.pages[level] = self._page(level, found[level])
+                self._tidy(level)  # killed between the level's coming and its journal's going
         return found
+
+    def check(self) -> None:
+        """Read what is kept of the run in the folder, and whether it is this one.
+
+        Raises:
+            UserError: it is another one, there is none, or it cannot be read.
+        """
+        record = self.folder / RECORD
+        advice = "choose another --name, or give --overwrite to replace it"
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+            there = content["settings"]
+            self.took = {int(level): float(seconds) for level, seconds in content["took"].items()}
+            chosen = dict(content.get("chosen") or {})
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder}: has no {RECORD}, so it is not a run to go on with; {advice}") from error
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{record}: cannot be read ({error}); {advice}") from error
+        different = differences(there, self.settings)
+        if different:
+            raise UserError(f"{self.folder}: holds a run with other settings ({'; '.join(different)}); {advice}")
+        self.chosen = {**self.chosen, **chosen}
+
+    def begin_level(self, level: int) -> Path:
+        """An empty folder for the sound and the pictures of a level, which :meth:`write_level` then puts in its place.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        beside = self._beside(level)
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        except OSError as error:
+            raise self._unwritable(level, error) from error
+        return beside
 
     def write_level(self, level: int, data: LevelData, took: float) -> Path:
         """Write the folder of a level, and all pages anew so that they lead to it.
 
         Args:
             level: which.
-            data: its codes, sound and settings.
+            data: its codes and settings, and its sound, unless it is written to :meth:`begin_level`'s folder already.
             took: seconds that it took.
 
         Returns:
@@ -224,27 +253,48 @@ class Run:
         """
         self.took[level] = took
         place = self.level_folder(level)
-        beside = self.folder / f".level_{level}.{os.getpid()}.partial"
+        beside = self._beside(level)
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
+            if not beside.is_dir():
+                self.begin_level(level)
             self._record()
-            for index, audio in enumerate(data.audio.numpy()):
-                write_wav(beside / f"item_{index}.wav", audio, self.sample_rate)
-                write_png(beside / f"item_{index}.png", mel_picture(audio[:, 0], self.sample_rate))
+            for index in range(data.codes[level].shape[0]):
+                if data.audio is not None and not (beside / f"item_{index}.wav").exists():
+                    audio = data.audio[index : index + 1]
+                    for _ in sound.write_item(beside, index, [audio], audio.shape[1], self.sample_rate):
+                        pass
+                if not (beside / f"item_{index}.png").exists():
+                    raise UserError(
+                        f"{beside}: item {index} was written elsewhere: all ranks need the same folder, on a disk that "
+                        "their hosts share"
+                    )
             checkpoint.save(beside / DATA, data.plain())
-            self.pages[level] = self._page(level, data)
+            self.pages[level] = self._page(level, data, beside)
             if place.exists():  # an incomplete folder that somebody took the data out of
                 shutil.rmtree(place)
             beside.rename(place)
             self.write_pages()
+            self._tidy(level)
         except OSError as error:
-            raise UserError(
-                f"{error.filename or place}: cannot be written ({error.strerror or error}); free space or change --name"
-            ) from error
+            raise self._unwritable(level, error) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return place
+
+    def _beside(self, level: int) -> Path:
+        return self.folder / f".level_{level}.{os.getpid()}.partial"
+
+    def _unwritable(self, level: int, error: OSError) -> UserError:
+        return UserError(
+            f"{error.filename or self.level_folder(level)}: cannot be written ({error.strerror or error}); "
+            "free space or change --name"
+        )
+
+    def _tidy(self, level: int) -> None:
+        """Remove what served a level while it was being written; what cannot be removed does no harm."""
+        with contextlib.suppress(OSError):
+            preview.remove(self.folder, level)
+            journal.remove(self.folder, level)
 
     def write_pages(self) -> None:
         """Write the page of every level that there is, and the run's own, which shows the finest."""
@@ -269,17 +319,17 @@ class Run:
         }
         write_text(self.folder / RECORD, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def _page(self, level: int, data: LevelData) -> LevelPage:
+    def _page(self, level: int, data: LevelData, folder: Path | None = None) -> LevelPage:
+        """The page of a level; ``folder`` is where its files lie, if not in its place."""
         items = [
             PageItem(
                 index=index,
                 audio=f"item_{index}.wav",
                 picture=f"item_{index}.png",
-                seconds=len(audio) / self.sample_rate,
-                wave=wave_path(audio[:, 0].clip(-1, 1)),
+                **sound.heard((folder or self.level_folder(level)) / f"item_{index}.wav")._asdict(),
                 **words.for_page(self.folder, index, _info(data, index)),
             )
-            for index, audio in enumerate(data.audio.numpy())
+            for index in range(data.codes[level].shape[0])
         ]
         took = [("took", clock(self.took[level]))] if level in self.took else []
         return LevelPage(
@@ -327,20 +377,3 @@ def reopen(folder: Path | str) -> tuple[Run, dict[int, LevelData]]:
     if not levels:
         raise UserError(f"{folder}: no level of this run is written yet; run sample.py first")
     return run, levels
-
-
-def decode(
-    decoder: Callable[..., Tensor], codes: Sequence[Tensor], level: int, *, empty: int, device: torch.device
-) -> Tensor:
-    """Sound of the items of this process, on the CPU, one item at a time so that memory does not grow with them.
-
-    Args:
-        decoder: the codec's ``decode``.
-        codes: of all levels, ``[items, …]``.
-        level: the level to decode.
-        empty: samples an item, for a process without items.
-        device: where the codec is.
-    """
-    upward = [each.to(device) for each in codes[level:]]
-    sounds = [decoder([each[i : i + 1] for each in upward], start_level=level).cpu() for i in range(upward[0].shape[0])]
-    return torch.cat(sounds) if sounds else torch.zeros(0, empty, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from songbloom.sampling.progress import LevelProgress
+from songbloom.sampling.sampler import Work
 
 
 class Clock:
@@ -17,7 +18,8 @@ class Clock:
 
 def test_a_line_every_ten_seconds_and_one_at_the_end() -> None:
     clock, stream = Clock(), io.StringIO()
-    progress = LevelProgress(2, 100, share=3.0, stream=stream, now=clock)
+    shares = [Work(0, 100, 50), Work(0, 100, 50), Work(0, 100, 50)]
+    progress = LevelProgress(2, shares, stream=stream, now=clock)
     for _ in range(50):
         clock.time += 0.5
         progress.add(2)
@@ -29,13 +31,40 @@ def test_a_line_every_ten_seconds_and_one_at_the_end() -> None:
     ]
 
 
+def test_codes_of_an_earlier_session_are_done_but_tell_nothing_of_the_speed() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = LevelProgress(0, [Work(500, 100, 100)], stream=stream, now=clock)
+    clock.time = 10.0
+    progress.add(40)
+    assert stream.getvalue() == "level 0: 540 of 600 codes, 4 codes/s, 0:15 left\n"
+    clock.time = 25.0
+    progress.finish()
+    assert stream.getvalue().endswith("level 0: 100 codes in 0:25 (500 were there), 4 codes/s\n")
+
+
+def test_the_slowest_rank_tells_when_all_is_done() -> None:
+    """Rank 0 has one of its two items' last windows left; rank 1 all of its own."""
+    clock, stream = Clock(), io.StringIO()
+    progress = LevelProgress(0, [Work(50, 20, 20), Work(0, 100, 50)], stream=stream, now=clock)
+    clock.time = 10.0
+    progress.add(10)  # as many steps: rank 1 has made 20 codes in them
+    assert stream.getvalue() == "level 0: 80 of 170 codes, 3 codes/s, 0:40 left\n"
+
+
+def test_a_rank_with_nothing_left_says_for_whom_it_waits() -> None:
+    stream = io.StringIO()
+    progress = LevelProgress(1, [Work(10, 0, 0), Work(0, 7, 7)], stream=stream, now=Clock())
+    assert stream.getvalue() == "level 1: 7 codes are left for other ranks\n"
+    assert progress.line() == "level 1: 10 of 17 codes, 0 codes/s, ? left"
+
+
 def test_a_terminal_keeps_one_line() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     clock, stream = Clock(), Terminal()
-    progress = LevelProgress(0, 10, stream=stream, now=clock)
+    progress = LevelProgress(0, [Work(0, 10, 10)], stream=stream, now=clock)
     for _ in range(10):
         clock.time += 1.0
         progress.add(1)
@@ -46,7 +75,7 @@ def test_a_terminal_keeps_one_line() -> None:
 
 def test_other_ranks_are_quiet() -> None:
     stream = io.StringIO()
-    progress = LevelProgress(0, 10, quiet=True, stream=stream)
+    progress = LevelProgress(0, [Work(0, 10, 10)], quiet=True, stream=stream)
     progress.add(10)
     progress.finish()
     assert stream.getvalue() == ""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from songbloom.errors import UserError
-from songbloom.sampling import run as run_module
+from songbloom.sampling import sound
 from songbloom.sampling.run import LevelData, Run, differences, fingerprint, read_data
 
 SETTINGS = {"model": "tiny", "seed": 0, "levels": [0, 1], "level_0": {"temp": 0.9}, "hop": (1, 2)}
@@ -102,12 +102,13 @@ def test_other_settings_are_refused_and_named(folder: Path) -> None:
 def test_overwriting_removes_the_run_and_nothing_else(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     assert make_run(folder, seed=1).open(overwrite=True) == {}
-    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["notes.txt"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == ["notes.txt", "run.json"]
+    assert json.loads((folder / "run.json").read_text())["settings"]["seed"] == 1
 
 
 def test_levels_of_nobody_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "level_0").mkdir()
-    with pytest.raises(UserError, match=r"has level_0 but no run\.json"):
+    with pytest.raises(UserError, match=r"has no run\.json, so it is not a run to go on with"):
         make_run(tmp_path).open()
     assert (tmp_path / "level_0").is_dir()
 
@@ -127,12 +128,12 @@ def test_a_level_is_there_wholly_or_not_at_all(folder: Path, monkeypatch: pytest
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "item_1.wav")
 
-    written = run_module.write_png
-    monkeypatch.setattr(run_module, "write_png", full)
+    written = sound.write_png
+    monkeypatch.setattr(sound, "write_png", full)
     with pytest.raises(UserError, match=r"item_1\.wav: cannot be written \(No space left on device\)"):
         run.write_level(0, data(0), took=1.0)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.html", "level_1", "run.json"]
-    monkeypatch.setattr(run_module, "write_png", written)
+    monkeypatch.setattr(sound, "write_png", written)
 
     (folder / ".level_0.99.partial").mkdir()  # left by a process that was killed
     run = make_run(folder)
