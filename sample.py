@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from hparams import HPARAMS_REGISTRY, setup_hparams
 from make_models import MODELS, find_weights, make_labeller, make_model, parts_of, settings_of
 from songbloom import distributed
@@ -21,9 +23,11 @@ from songbloom.distributed import say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.prior.prior import Prior
-from songbloom.sampling import labelling, prompts, request
+from songbloom.sampling import labelling, memory, request, tree
 from songbloom.sampling.job import Job, perform
+from songbloom.sampling.origin import open_origin, seeds_of
 from songbloom.sampling.run import fingerprint
+from songbloom.vqvae.vqvae import VQVAE
 
 
 def main() -> int:
@@ -73,14 +77,22 @@ def prepare(options: Hyperparams) -> Job:
         _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=files, vqvae=vqvae)
         return prior
 
-    length, codes = request.beginning(options, vqvae, to_write)
-    settings = {prior.level: request.level_settings(options, prior, levels, device) for prior in sizes}
+    origin = open_origin(options, vqvae, min(to_write))
+    length, codes = request.beginning(options, vqvae, to_write, origin)
+    items = codes[0].shape[0]
+    batches = batches_of(options, sizes, items)
+    settings = {
+        prior.level: request.level_settings(options, prior, levels, device, batches[str(prior.level)])
+        for prior in sizes
+    }
     for prior in sizes:
         request.check_windows(prior, length, settings[prior.level], vqvae)
     seconds = length / vqvae.sample_rate
-    asked = labelling.asked_of(options, codes[0].shape[0])
+    asked = labelling.asked_of(options, items)
+    seeds = seeds_of(options, items, origin, [each.seed for each in asked] if options.prompts_jsonl else ())
+    earlier = [] if origin is None else origin.labels
     if labellers:
-        asked = labelling.carried(options, asked, vqvae.sample_rate)
+        asked = labelling.carried(options, asked, earlier, vqvae.sample_rate)
     known = request.known_lengths(sizes)
     totals_asked = [request.total_length(options, seconds, each, known) for each in asked] if labellers else []
     labels = labelling.level_labels(
@@ -88,7 +100,7 @@ def prepare(options: Hyperparams) -> Job:
     )
     identity = {
         **request.identity(
-            options, vqvae, length, codes, settings, asked=asked if labellers else (), totals=totals_asked
+            options, vqvae, length, codes, settings, asked=asked if labellers else (), totals=totals_asked, seeds=seeds
         ),
         "weights": {name: fingerprint(path) for name, path in weights.items()},
     }
@@ -103,8 +115,23 @@ def prepare(options: Hyperparams) -> Job:
         identity=identity,
         argv=sys.argv,
         labels=labels,
-        earlier=prompts.labels_of_file(options.codes_file, codes[0].shape[0]) if options.codes_file else (),
+        earlier=earlier,
+        seeds=seeds,
+        parent=None if origin is None else tree.parent_record(options, origin, seeds, kept_seconds(codes, vqvae)),
+        chosen={} if options.max_batch_size else {"max_batch_size": batches},
     )
+
+
+def batches_of(options: Hyperparams, sizes: Sequence[Prior], items: int) -> dict[str, int]:
+    """Items sampled together at each level, where the command line does not say; all ranks call it together."""
+    before = {} if options.overwrite else memory.chosen_before(options.name)
+    device = world().device
+    return memory.choose_batches(sizes, request.precision_of(options, device), device, items, before)
+
+
+def kept_seconds(codes: Sequence[Tensor], vqvae: VQVAE) -> float:
+    """How much of the earlier run the items begin with."""
+    return max(each.shape[1] * hop for each, hop in zip(codes, vqvae.hop_lengths, strict=True)) / vqvae.sample_rate
 
 
 def find_labellers(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from songbloom.data.label_tables import UNKNOWN
-from songbloom.data.labels import Known, Labeller, Labels
+from songbloom.data.labels import Known, Labeller, Labels, Times
 from songbloom.data.manifest import song_fields
 from songbloom.data.metadata import PHRASES
 from songbloom.data.song_labels import unfitting
@@ -20,14 +20,14 @@ from songbloom.distributed import say
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.prior.prior import Prior
-from songbloom.sampling.run import read_data
+from songbloom.sampling.origin import check_seed
 
 if TYPE_CHECKING:
     from songbloom.lyrics.timing import TimedText
 
 TIMED_SUFFIXES = (".lrc", ".lab", ".musicxml", ".xml", ".mxl")  # of lyrics_file; any other is a text
 _TOTAL = "total_sample_length_in_seconds"
-_FIELDS = ("artist", "genre", "lyrics", "lyrics_file", PHRASES, _TOTAL)
+_FIELDS = ("artist", "genre", "lyrics", "lyrics_file", PHRASES, _TOTAL, "seed")
 _SHOWN = 5  # symbols without a token that are named for an item
 
 
@@ -39,6 +39,8 @@ class Asked:
         artist, genre, lyrics: text.
         timed: when the lyrics are to be sung.
         total: seconds of the song that the item is the beginning of.
+        seed: of the item; it says nothing to a model.
+        times: when each token of the lyrics is to be sung, where that is known already; ``timed`` counts more.
     """
 
     artist: str | None = None
@@ -46,6 +48,8 @@ class Asked:
     lyrics: str | None = None
     timed: TimedText | None = None
     total: float | None = None
+    seed: int | None = None
+    times: Times | None = None
 
     @property
     def anything(self) -> bool:
@@ -55,7 +59,8 @@ class Asked:
     def plain(self) -> list[Any]:
         """As plain data, to be compared."""
         timed = None if self.timed is None else repr(self.timed)
-        return [self.artist, self.genre, self.lyrics, timed, self.total]
+        times = [] if self.times is None else [repr(self.times)]
+        return [self.artist, self.genre, self.lyrics, timed, self.total, *times]
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -72,7 +77,9 @@ def asked_of(options: Hyperparams, items: int) -> list[Asked]:
         return [common] * items
     rows = rows_of(options.prompts_jsonl)
     asked = [_of_row(row, where, Path(options.prompts_jsonl).parent, common) for where, row in rows]
-    return [asked[item % len(asked)] for item in range(items)]
+    once = asked[:items]
+    # A row that is taken again has its words once more, but not its seed: that would be the same song.
+    return once + [replace(asked[item % len(asked)], seed=None) for item in range(len(once), items)]
 
 
 def rows_of(path: str) -> list[tuple[str, dict[str, Any]]]:
@@ -120,6 +127,8 @@ def _of_row(row: Mapping[str, Any], where: str, folder: Path, common: Asked) -> 
             raise UserError(f"{where}: {PHRASES} must be a list of objects with text, start and end")
         timed = from_phrases(row[PHRASES], source=f"{where}, {PHRASES}")
         asked = replace(asked, timed=timed, lyrics=asked.lyrics or timed.text)
+    if row.get("seed") is not None:
+        asked = replace(asked, seed=check_seed(row["seed"], f"{where}: seed"))
     total = row.get(_TOTAL)
     if total is None:
         return asked
@@ -164,25 +173,35 @@ def _text(path: str, where: str) -> str:
         raise UserError(f"{where}: {path} is not UTF-8 text; save the file as UTF-8") from error
 
 
-def carried(options: Hyperparams, asked: Sequence[Asked], sample_rate: float) -> list[Asked]:
-    """``asked``, or where it asks for nothing what the run of ``codes_file`` was told."""
-    if not options.codes_file or any(each.anything for each in asked):
+def carried(options: Hyperparams, asked: Sequence[Asked], earlier: Sequence[Any], sample_rate: float) -> list[Asked]:
+    """``asked``, and what it leaves open as the run was told that the items go on from.
+
+    Args:
+        options: the command line.
+        asked: for each item.
+        earlier: for each level what its prior was told of each item (:attr:`songbloom.sampling.origin.Origin.labels`).
+        sample_rate: Hz.
+    """
+    labels = next((each for each in reversed(earlier) if each), None)  # the top one's know most
+    if labels is None:
         return list(asked)
-    for labels in reversed(read_data(options.codes_file).labels):
-        infos = labels.get("info") if isinstance(labels, Mapping) else None
-        if not infos:
-            continue
-        before = []
-        for item, each in enumerate(asked):
-            info = infos[item % len(infos)]
-            known = {key: info.get(key) for key in ("artist", "genre") if info.get(key) not in (UNKNOWN, "n/a")}
-            lyrics = info.get("text", info.get("lyrics"))
-            total = each.total
-            if total is None and options[_TOTAL] is None:
-                total = int(labels["y"][item % len(infos), 0]) / sample_rate
-            before.append(Asked(**known, lyrics=lyrics or None, total=total))
-        return before
-    return list(asked)
+    before = []
+    for item, each in enumerate(asked):
+        info = labels["info"][item]
+        known = {key: info.get(key) for key in ("artist", "genre") if info.get(key) not in (UNKNOWN, "n/a")}
+        lyrics = info.get("text", info.get("lyrics"))
+        told: dict[str, Any] = {key: getattr(each, key) or known.get(key) for key in ("artist", "genre")}
+        if not each.lyrics and isinstance(lyrics, str) and lyrics:
+            told |= {"lyrics": lyrics, "times": _times_before(info)}
+        if each.total is None and options[_TOTAL] is None and labels["y"].shape[1]:
+            told["total"] = int(labels["y"][item, 0]) / sample_rate
+        before.append(replace(each, **told))
+    return before
+
+
+def _times_before(info: Mapping[str, Any]) -> Times | None:
+    """The times of an item's tokens, as a run kept them; None where they have none."""
+    return tuple(None if each is None else (float(each[0]), float(each[1])) for each in info.get("times") or ()) or None
 
 
 def digest(asked: Sequence[Asked]) -> str:
@@ -241,11 +260,13 @@ def level_labels(
         known: dict[tuple[Any, ...], Known] = {}
         rows = []
         for each, total in zip(asked, totals, strict=True):
-            key = (each.artist, each.genre, each.lyrics, id(each.timed))
+            key = (each.artist, each.genre, each.lyrics, id(each.timed), each.times)
             if key not in known:
                 words = each.lyrics if labeller.reads_lyrics else None
                 timed = each.timed if labeller.reads_lyrics else None
                 known[key] = labeller.known(each.artist, each.genre, words, timed)
+                if timed is None and len(each.times or ()) == len(known[key].tokens.ids) and labeller.reads_lyrics:
+                    known[key] = replace(known[key], times=each.times)
                 remarks |= dict.fromkeys(_remarks(known[key], labeller, round(total * labeller.sr)))
             rows.append({"known": known[key], "total_length": round(total * labeller.sr), "offset": 0})
         for line in remarks:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from songbloom.audio.files import probe, read_audio
 from songbloom.errors import UserError
-from songbloom.sampling.run import read_data
 from songbloom.vqvae.vqvae import VQVAE
 
 
@@ -32,21 +31,17 @@ def cut(codes: Sequence[Tensor], samples: int, hop_lengths: Sequence[int]) -> li
     return [each[:, : samples // hop] for each, hop in zip(codes, hop_lengths, strict=True)]
 
 
-def codes_from_file(path: Path | str, items: int | None, vqvae: VQVAE) -> list[Tensor]:
-    """The codes in a ``data.pth.tar``, those of its items repeated or left out until there are ``items``.
+def check_codes(path: Path | str, codes: Sequence[Tensor], vqvae: VQVAE) -> None:
+    """Refuse codes that the codec cannot understand.
 
     Args:
-        path: written by ``sample.py`` from any level.
-        items: how many are wanted; None takes all that there are.
-        vqvae: the codec that is to understand them.
-
-    Returns:
-        ``[items, …]`` int64 for each level, finest first; empty for levels that the file lacks.
+        path: where they come from, for messages.
+        codes: ``[items, …]`` for each level, finest first; empty for levels that the file lacks.
+        vqvae: the codec.
 
     Raises:
-        UserError: it is missing, damaged, or of a codec with other levels or codebooks.
+        UserError: they are of a codec with other levels or codebooks, or there are none.
     """
-    codes = list(read_data(path).codes)
     if len(codes) != vqvae.levels:
         raise UserError(f"{path}: holds codes of {len(codes)} levels, and the model has {vqvae.levels}")
     there = codes[0].shape[0]
@@ -60,20 +55,19 @@ def codes_from_file(path: Path | str, items: int | None, vqvae: VQVAE) -> list[T
             )
     if not any(each.shape[1] for each in codes):
         raise UserError(f"{path}: holds no codes at any level")
-    chosen = [item % there for item in range(there if items is None else items)]
-    return [each[chosen] for each in codes]
 
 
-def labels_of_file(path: Path | str, items: int) -> list[Any]:
-    """For each level what the priors of the run in a ``data.pth.tar`` were told, repeated as the codes are."""
+def labels_of_items(labels: Sequence[Any], items: Sequence[int]) -> list[Any]:
+    """Of the labels in a ``data.pth.tar`` those of some of its items; None for a level that has none, or not all."""
     kept: list[Any] = []
-    for labels in read_data(path).labels:
-        infos = labels.get("info") if isinstance(labels, Mapping) else None
-        if not infos:
-            kept.append(None)
-            continue
-        chosen = [item % len(infos) for item in range(items)]
-        kept.append({"y": labels["y"][chosen], "info": [infos[item] for item in chosen]})
+    for each in labels:
+        there = each if isinstance(each, Mapping) else {}
+        infos, y = there.get("info"), there.get("y")
+        kept.append(None)
+        if isinstance(infos, Sequence) and isinstance(y, Tensor) and y.ndim == 2:
+            enough = max(items) < min(len(infos), len(y))
+            if enough and all(isinstance(info, Mapping) for info in infos):
+                kept[-1] = {"y": y[list(items)], "info": [infos[item] for item in items]}
     return kept
 
 

@@ -15,7 +15,9 @@ from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
 from songbloom.prior.prior import Prior
 from songbloom.sampling import prompts
 from songbloom.sampling.labelling import Asked, digest, rows_of
-from songbloom.sampling.sampler import LevelSettings
+from songbloom.sampling.memory import LARGEST_BATCH
+from songbloom.sampling.origin import Origin, open_origin
+from songbloom.sampling.sampler import LevelSettings, item_seeds
 from songbloom.sampling.windows import hop_of
 from songbloom.vqvae.vqvae import VQVAE
 
@@ -57,7 +59,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             sample_length_in_seconds=Knob(
                 None,
                 "Length of an item in seconds, cut to whole codes of the top level; None: that of --codes_file with "
-                "--mode=upsample, else 24",
+                "--mode=upsample or --cut_at, else 24",
                 kind="float",
                 minimum=0,
             ),
@@ -69,6 +71,9 @@ def knobs(models: Iterable[str]) -> Knobs:
                 minimum=0,
             ),
             seed=Knob(0, "Seed; with it an item's number alone decides its random numbers"),
+            seeds=Knob(
+                None, "One seed an item, as the page of a run states them, such as 1,5,9; None: by --seed", kind="ints"
+            ),
             levels=Knob(None, "Levels that the model has; only checked", kind="int", minimum=1),
             levels_to_sample=Knob(
                 None, "Levels to write, such as 2 to hear the top first; None: all that the mode writes", kind="ints"
@@ -104,7 +109,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             ),
             max_batch_size=Knob(
                 None,
-                "Items sampled together; None: 16, or 3 with priors of billions of weights",
+                f"Items sampled together; None: as many as memory has room for, at most {LARGEST_BATCH}",
                 kind="ints",
                 minimum=1,
             ),
@@ -127,11 +132,20 @@ def knobs(models: Iterable[str]) -> Knobs:
                 "", "Sound files for --mode=primed, comma separated; taken again until there are n_samples"
             ),
             codes_file=Knob(
-                "", "A data.pth.tar of any level of an earlier run, for --mode=continue and --mode=upsample"
+                "",
+                "An earlier run, for --mode=continue and --mode=upsample: its folder, or a data.pth.tar of any level",
             ),
             prompt_length_in_seconds=Knob(
                 None, "How much of --audio_file or --codes_file is kept, in seconds; None: all", kind="float", minimum=0
             ),
+            pick=Knob(None, "Items of --codes_file to keep, such as 0,3; None: all", kind="ints", minimum=0),
+            cut_at=Knob(
+                None,
+                "Keep of --codes_file what comes before this moment, in seconds; None: all",
+                kind="float",
+                minimum=0,
+            ),
+            branch=Knob(None, "Ways in which each item of --codes_file goes on; None: one", kind="int", minimum=1),
         ),
         group(
             "words",
@@ -188,9 +202,24 @@ def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams
         raise UserError("--codes_file belongs to --mode=continue and --mode=upsample: give it with one of these")
     if options.prompt_length_in_seconds is not None and options.mode in ("ancestral", "upsample"):
         raise UserError(f"--prompt_length_in_seconds has no meaning with --mode={options.mode}: leave it out")
-    if options.prompts_jsonl and options.n_samples is None and not options.codes_file:
-        options.n_samples = len(rows_of(options.prompts_jsonl))
+    _check_going_on(options)
+    if options.n_samples is None and not options.codes_file:
+        if options.prompts_jsonl:
+            options.n_samples = len(rows_of(options.prompts_jsonl))
+        elif options.seeds is not None:
+            options.n_samples = len(options.seeds)
     return options
+
+
+def _check_going_on(options: Hyperparams) -> None:
+    """Refuse choosing from a run where there is none."""
+    for key in ("pick", "cut_at", "branch"):
+        if options[key] is not None and not options.codes_file:
+            raise UserError(
+                f"--{key} belongs to an earlier run: give --mode=continue (or upsample) and --codes_file=FOLDER with it"
+            )
+    if options.cut_at is not None and options.prompt_length_in_seconds is not None:
+        raise UserError("--cut_at and --prompt_length_in_seconds both say how much is kept: leave one out")
 
 
 def levels_to_write(options: Hyperparams, levels: int) -> list[int]:
@@ -219,7 +248,8 @@ def sample_length(options: Hyperparams, vqvae: VQVAE, loaded: Sequence[Tensor] |
     """Samples an item, a whole number of codes of the top level."""
     hop, rate = vqvae.hop_lengths[-1], vqvae.sample_rate
     seconds = options.sample_length_in_seconds
-    if seconds is None and options.mode == "upsample" and loaded is not None:
+    as_before = options.mode == "upsample" or options.cut_at is not None
+    if seconds is None and as_before and loaded is not None:
         return max(each.shape[1] * step for each, step in zip(loaded, vqvae.hop_lengths, strict=True)) // hop * hop
     seconds = 24.0 if seconds is None else seconds
     length = prompts.whole_codes(seconds, rate, hop)
@@ -272,13 +302,16 @@ def known_lengths(priors: Iterable[Prior]) -> tuple[float, float] | None:
     return (max(low for low, _ in ranges), min(high for _, high in ranges)) if ranges else None
 
 
-def beginning(options: Hyperparams, vqvae: VQVAE, levels: Sequence[int]) -> tuple[int, list[Tensor]]:
+def beginning(
+    options: Hyperparams, vqvae: VQVAE, levels: Sequence[int], origin: Origin | None = None
+) -> tuple[int, list[Tensor]]:
     """How long an item becomes, and what is there of it before sampling.
 
     Args:
         options: the command line.
         vqvae: the codec.
         levels: those to write.
+        origin: what it goes on from (:func:`songbloom.sampling.origin.open_origin`); opened here where it is not given.
 
     Returns:
         Samples an item, and codes ``[items, …]`` int64 for each level of the codec, finest first.
@@ -296,12 +329,14 @@ def beginning(options: Hyperparams, vqvae: VQVAE, levels: Sequence[int]) -> tupl
         length = sample_length(options, vqvae, None)
         paths = [part.strip() for part in options.audio_file.split(",") if part.strip()]
         return length, prompts.codes_from_audio(paths, options.n_samples or len(paths), vqvae, seconds, length)
-    loaded = prompts.codes_from_file(options.codes_file, options.n_samples, vqvae)
+    origin = origin or open_origin(options, vqvae, min(levels))
+    assert origin is not None  # the command line was checked
+    loaded = origin.codes
+    keep = _kept_length(options, vqvae, origin)
+    if options.mode == "upsample" and keep is not None:
+        loaded = prompts.cut(loaded, keep, vqvae.hop_lengths)
     length = sample_length(options, vqvae, loaded)
-    keep = length
-    if seconds is not None:
-        keep = min(keep, prompts.whole_codes(seconds, vqvae.sample_rate, vqvae.hop_lengths[-1]))
-    codes = prompts.cut(loaded, keep, vqvae.hop_lengths)
+    codes = prompts.cut(loaded, length if keep is None else min(keep, length), vqvae.hop_lengths)
     above = max(levels) + 1
     if above < vqvae.levels and codes[above].shape[1] < length // vqvae.hop_lengths[above]:
         have = codes[above].shape[1] * vqvae.hop_lengths[above] / vqvae.sample_rate
@@ -312,13 +347,46 @@ def beginning(options: Hyperparams, vqvae: VQVAE, levels: Sequence[int]) -> tupl
     if all(codes[level].shape[1] >= length // vqvae.hop_lengths[level] for level in levels):
         raise UserError(
             f"{options.codes_file}: levels {min(levels)} to {max(levels)} have {length / vqvae.sample_rate:.2f} s "
-            "already: give a longer --sample_length_in_seconds, or a shorter --prompt_length_in_seconds"
+            "already: give a longer --sample_length_in_seconds, or a shorter --cut_at"
         )
+    for level in levels:
+        if level + 1 in levels and codes[level].shape[1] * vqvae.hop_lengths[level] > (
+            codes[level + 1].shape[1] * vqvae.hop_lengths[level + 1]
+        ):
+            say(f"note: level {level} is kept, but level {level + 1} above it lacks a part and is written there anew")
     return length, codes
 
 
-def level_settings(options: Hyperparams, prior: Prior, levels: int, device: torch.device) -> LevelSettings:
-    """The settings of a level, defaults filled in."""
+def _kept_length(options: Hyperparams, vqvae: VQVAE, origin: Origin) -> int | None:
+    """Samples that are kept of what the items go on from; None for all."""
+    hop, rate, cut_at = vqvae.hop_lengths[-1], vqvae.sample_rate, options.cut_at
+    if cut_at is None:
+        prompt = options.prompt_length_in_seconds
+        return None if prompt is None else prompts.whole_codes(prompt, rate, hop)
+    if cut_at > origin.end:
+        raise UserError(f"--cut_at={cut_at:g}: {origin.path} ends at {origin.end:.2f} s; give less, or leave it out")
+    kept = prompts.whole_codes(cut_at, rate, hop)
+    if not kept:
+        raise UserError(
+            f"--cut_at={cut_at:g} keeps less than one code of the top level, {hop / rate:.3f} s; give more of it"
+        )
+    longest = options.sample_length_in_seconds
+    if longest is not None and kept > prompts.whole_codes(longest, rate, hop):
+        raise UserError(
+            f"--cut_at={cut_at:g} keeps more than --sample_length_in_seconds={longest:g}: an item would not go on"
+        )
+    return kept
+
+
+def precision_of(options: Hyperparams, device: torch.device) -> str:
+    """The arithmetic that is asked for, or the device's usual one."""
+    return options.precision or ("fp16" if device.type == "cuda" else "fp32")
+
+
+def level_settings(
+    options: Hyperparams, prior: Prior, levels: int, device: torch.device, batch: int = LARGEST_BATCH
+) -> LevelSettings:
+    """The settings of a level, defaults filled in; ``batch`` is taken where ``max_batch_size`` is not given."""
 
     def of_level(option: str) -> Any:
         values = options[option]
@@ -335,15 +403,14 @@ def level_settings(options: Hyperparams, prior: Prior, levels: int, device: torc
         raise UserError(f"--top_p={top_p:g}: a probability is at most 1")
     if hop_fraction is None:
         hop_fraction = 0.125 if prior.level == levels - 1 else 0.5
-    huge = sum(parameter.numel() for parameter in prior.parameters()) > 2e9
     return LevelSettings(
         temperature=of_level("temp"),
         top_k=top_k,
         top_p=top_p,
         hop_fraction=hop_fraction,
-        max_batch_size=largest or (3 if huge else 16),
+        max_batch_size=largest or batch,
         chunk_size=of_level("chunk_size"),
-        precision=options.precision or ("fp16" if device.type == "cuda" else "fp32"),
+        precision=precision_of(options, device),
         quantize=options.quantize,
     )
 
@@ -374,12 +441,15 @@ def identity(
     *,
     asked: Sequence[Asked] = (),
     totals: Sequence[float] = (),
+    seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Everything on a command line that decides what is written, but for rounding, as plain data.
 
-    ``asked`` and ``totals`` are those of the items of a model with labels, and empty for one without.
+    ``asked`` and ``totals`` are those of the items of a model with labels, and empty for one without. ``seeds`` are
+    stated where they are not those of ``--seed``.
     """
     pairs = list(zip(asked, totals, strict=True))
+    usual_seeds = item_seeds(options.seed, range(codes[0].shape[0]))
     plain = {level: each.plain() for level, each in settings.items()}
     for each in plain.values():
         del each["max_batch_size"], each["chunk_size"]
@@ -389,6 +459,7 @@ def identity(
         "hps": options.hps,
         "levels": sorted(settings),
         "seed": options.seed,
+        **({"seeds": list(seeds)} if list(seeds) not in ([], usual_seeds) else {}),
         "n_samples": codes[0].shape[0],
         "sample_length": length,
         "total_length": totals[0] if totals else total_length(options, length / vqvae.sample_rate),

@@ -16,10 +16,11 @@ from songbloom.data.label_tables import LabelTables
 from songbloom.data.labels import Labeller
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
+from songbloom.lyrics.timing import from_phrases
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.sampling import labelling, prompts, request
 from songbloom.sampling.labelling import Asked, asked_of, carried, digest, level_labels
-from songbloom.sampling.run import LevelData
+from songbloom.sampling.run import LevelData, read_data
 from songbloom.training import checkpoint
 
 RATE = 8000
@@ -196,16 +197,41 @@ def test_a_run_goes_on_with_its_words(tmp_path: Path) -> None:
     codes = [torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.int64)]
     data = LevelData(codes, torch.zeros(2, 288, 1), [None, labels.labels.plain()], [{}, {}])
     checkpoint.save(tmp_path / "data.pth.tar", data.plain())
-    line = f"--mode=upsample --codes_file={tmp_path / 'data.pth.tar'}"
-    assert carried(options(line), [Asked()] * 3, RATE) == [
+    earlier = prompts.labels_of_items(read_data(tmp_path / "data.pth.tar").labels, [0, 1, 0])
+    assert carried(options(""), [Asked()] * 3, earlier, RATE) == [
         *(Asked("Mei", None, "one", total=10.0), Asked(None, "folk", None, total=20.0)),
         Asked("Mei", None, "one", total=10.0),
     ]
-    assert carried(options(line + " --artist=Ken"), [Asked("Ken")], RATE) == [Asked("Ken")]
-    assert carried(options(line + " --total_sample_length_in_seconds=30"), [Asked()], RATE)[0].total is None
-    assert carried(options(""), [Asked()], RATE) == [Asked()]
-    none, kept = prompts.labels_of_file(tmp_path / "data.pth.tar", 3)
+    # What is asked for counts; the rest is as before.
+    assert carried(options(""), [Asked("Ken", seed=3)], earlier, RATE) == [Asked("Ken", None, "one", None, 10, 3)]
+    assert carried(options(""), [Asked(lyrics="two")], earlier, RATE)[0].lyrics == "two"
+    assert carried(options("--total_sample_length_in_seconds=30"), [Asked()], earlier, RATE)[0].total is None
+    assert carried(options(""), [Asked()], [], RATE) == [Asked()]
+    none, kept = earlier
     assert none is None and kept["y"].shape == (3, labels.labeller.width) and len(kept["info"]) == 3
+    assert prompts.labels_of_items([{"y": torch.zeros(2, 0)}, 4, labels.labels.plain()], [2]) == [None] * 3
+
+
+def test_a_run_goes_on_with_the_times_of_its_words() -> None:
+    sung = from_phrases([{"text": "la", "start": 1.0, "end": 2.0}], source="here")
+    labels = told([Asked(lyrics="la", timed=sung)], [10.0])[1]
+    before = labels.labels.plain()
+    assert before["info"][0]["times"] is not None
+    (again,) = carried(options(""), [Asked()], [before], RATE)
+    assert again.plain() != Asked(lyrics="la", total=10.0).plain()
+    assert told([again], [10.0])[1].labels.plain()["info"] == before["info"]
+
+
+def test_seeds_of_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"seed": 5}\n{"lyrics": "la"}\n')
+    rows = asked_of(options(f"--prompts_jsonl={path}"), 3)
+    assert [each.seed for each in rows] == [5, None, None]  # once only: it would be the same song
+    assert not rows[0].anything
+    for seed in ("-1", "true", '"5"', "1.5", str(2**63)):
+        path.write_text(f'{{"seed": {seed}}}\n')
+        with pytest.raises(UserError, match=r"prompts\.jsonl:1: seed: a seed is a whole number from 0 to"):
+            asked_of(options(f"--prompts_jsonl={path}"), 1)
 
 
 def test_digests_tell_words_apart() -> None:

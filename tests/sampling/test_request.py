@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.sampling import prompts, request
+from songbloom.sampling.origin import open_origin
 from songbloom.sampling.run import LevelData
+from songbloom.sampling.sampler import item_seeds
 from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
 from tests.sampling.tiny import tiny_models
@@ -40,9 +43,13 @@ def codes(models: tuple[VQVAE, list[Prior]]) -> list[torch.Tensor]:
 
 @pytest.fixture
 def codes_file(tmp_path: Path, codes: list[torch.Tensor]) -> Path:
+    return write_codes(tmp_path / "data.pth.tar", codes)
+
+
+def write_codes(path: Path, codes: list[torch.Tensor]) -> Path:
     data = LevelData(codes, torch.zeros(2, 3200, 1), [None, None], [{}, {}])
-    checkpoint.save(tmp_path / "data.pth.tar", data.plain())
-    return tmp_path / "data.pth.tar"
+    checkpoint.save(path, data.plain())
+    return path
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,14 @@ def codes_file(tmp_path: Path, codes: list[torch.Tensor]) -> Path:
         ("--mode=upsample", "--codes_file belongs to"),
         ("--prompt_length_in_seconds=3", "has no meaning with --mode=ancestral"),
         ("--precision=fp64", "not 'fp64'"),
+        ("--pick=0", "--pick belongs to an earlier run: give --mode=continue"),
+        ("--cut_at=2 --mode=primed --audio_file=a.wav", "--cut_at belongs to an earlier run"),
+        ("--branch=4", "--branch belongs to an earlier run"),
+        ("--mode=continue --codes_file=x --branch=0", "branch must be at least 1"),
+        ("--mode=continue --codes_file=x --pick=-1", "pick must be at least 0"),
+        ("--mode=continue --codes_file=x --pick=first", "pick wants"),
+        ("--mode=continue --codes_file=x --cut_at=2 --prompt_length_in_seconds=2", "both say how much is kept"),
+        ("--seeds=1,x", "seeds wants"),
     ],
 )
 def test_mistakes_in_the_command(line: str, words: str) -> None:
@@ -129,7 +144,7 @@ def test_settings_of_levels(models: tuple[VQVAE, list[Prior]]) -> None:
     asked = options("--temp=.9,.8 --top_k=5 --hop_fraction=.5,.25 --max_batch_size=2,1 --chunk_size=8")
     assert request.level_settings(asked, fine, 2, CPU).plain() == {
         **{"temp": 0.9, "top_k": 5, "top_p": 0.0, "hop_fraction": 0.5},
-        **{"max_batch_size": 2, "chunk_size": 8, "precision": "fp32"},
+        **{"max_batch_size": 2, "chunk_size": 8, "precision": "fp32", "quantize": ""},
     }
     assert request.level_settings(asked, top, 2, CPU).hop_fraction == 0.25
     assert request.level_settings(options(""), top, 2, CPU).hop_fraction == 0.125
@@ -193,6 +208,7 @@ def test_upsampling_takes_its_length_from_the_codes(models, codes, tmp_path: Pat
 
 
 def test_codes_of_another_codec_are_refused(models, codes, tmp_path: Path) -> None:
+    asked = options(f"--mode=continue --codes_file={tmp_path / 'data.pth.tar'}")
     for changed, words in [
         ([codes[0] + 1, codes[1]], "level 0 holds codes from 1 to 32, but the model's are 0 to 31"),
         (codes[:1], "holds codes of 1 levels, and the model has 2"),
@@ -202,7 +218,7 @@ def test_codes_of_another_codec_are_refused(models, codes, tmp_path: Path) -> No
         data = LevelData(changed, torch.zeros(2, 3200, 1), [None], [{}])
         checkpoint.save(tmp_path / "data.pth.tar", data.plain())
         with pytest.raises(UserError, match=words):
-            prompts.codes_from_file(tmp_path / "data.pth.tar", None, models[0])
+            open_origin(asked, models[0], 0)
 
 
 def test_sound_as_a_prompt(models, tmp_path: Path) -> None:
@@ -250,3 +266,106 @@ def test_identity_leaves_out_what_does_not_decide(models) -> None:
     assert identity("--max_batch_size=1 --chunk_size=2") == plain
     for line in ("--seed=1", "--temp=.5", "--precision=bf16", "--hop_fraction=.25"):
         assert identity(line) != plain
+
+
+def test_identity_states_seeds_that_do_not_follow_from_the_seed(models) -> None:
+    vqvae, _ = models
+    empty = prompts.empty_codes(2, 2)
+    usual = request.identity(options("--seed=3"), vqvae, 8000, empty, {}, seeds=item_seeds(3, range(2)))
+    assert usual == request.identity(options("--seed=3"), vqvae, 8000, empty, {})
+    assert request.identity(options("--seed=3"), vqvae, 8000, empty, {}, seeds=[1, 5])["seeds"] == [1, 5]
+
+
+def test_items_are_as_many_as_seeds_or_prompts(tmp_path: Path) -> None:
+    assert options("--seeds=1,5,9").n_samples == 3
+    assert options("--seeds=1,5,9 --n_samples=2").n_samples == 2  # refused when seeds are looked at
+    (tmp_path / "two.jsonl").write_text('{"seed": 4}\n{}\n')
+    assert options(f"--seeds=1,5,9 --prompts_jsonl={tmp_path / 'two.jsonl'}").n_samples == 2
+
+
+def test_cutting(models, codes, codes_file: Path) -> None:
+    """0.4 s of codes: 100 at the top, 4 ms each."""
+    line = f"--codes_file={codes_file} "
+    length, begun = request.beginning(options(line + "--mode=continue --cut_at=.25"), models[0], [0, 1])
+    assert length == 3200  # as long as before
+    assert [each.shape[1] for each in begun] == [248, 62]
+    assert torch.equal(begun[1], codes[1][:, :62])
+    length, begun = request.beginning(
+        options(line + "--mode=continue --cut_at=.4 --sample_length_in_seconds=.6 --pick=1"), models[0], [0, 1]
+    )
+    assert length == 4800 and torch.equal(begun[0], codes[0][1:])
+    length, begun = request.beginning(options(line + "--mode=continue --cut_at=.1"), models[0], [1])
+    assert [each.shape[1] for each in begun] == [100, 25]
+    for rest, words in [
+        ("--cut_at=12.5", r"--cut_at=12\.5: .* ends at 0\.40 s; give less"),
+        ("--cut_at=.003", r"--cut_at=0\.003 keeps less than one code of the top level, 0\.004 s"),
+        ("--cut_at=0", "keeps less than one code"),
+        ("--cut_at=.3 --sample_length_in_seconds=.2", "keeps more than --sample_length_in_seconds=0.2"),
+        ("--cut_at=.4", "a shorter --cut_at"),
+    ]:
+        with pytest.raises(UserError, match=words) as caught:
+            request.beginning(options(line + "--mode=continue " + rest), models[0], [0, 1])
+        assert "\n" not in str(caught.value)
+
+
+def test_upsampling_the_beginning_only(models, codes, tmp_path: Path) -> None:
+    path = write_codes(tmp_path / "top.pth.tar", [codes[0][:, :0], codes[1]])
+    length, begun = request.beginning(options(f"--mode=upsample --codes_file={path} --cut_at=.2"), models[0], [0])
+    assert length == 1600
+    assert [each.shape[1] for each in begun] == [0, 50]
+
+
+@pytest.fixture(scope="module")
+def three_levels() -> VQVAE:
+    vqvae, _ = tiny_models()
+    return VQVAE(
+        replace(vqvae.config, levels=3, downs_t=(*vqvae.config.downs_t, 1), strides_t=(*vqvae.config.strides_t, 2))
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "levels", "there", "length", "kept"),
+    [
+        # codes a level in units of the top's 0.1 s; which begin each level
+        ("upsample", [0], (0, 4, 0), None, (0, 4, 0)),  # the top is missing, and is not needed
+        ("upsample", [0], (0, 4, 4), None, (0, 4, 4)),
+        ("upsample", [0, 1], (0, 0, 4), 0.2, (0, 0, 2)),  # shorter than before
+        ("upsample", [0, 1], (1, 2, 4), None, (1, 2, 4)),  # what is there already stays
+        ("continue", [0, 1, 2], (4, 4, 4), 0.6, (4, 4, 4)),  # from the finest level's file
+        ("continue", [0, 1, 2], (0, 4, 4), 0.6, (0, 4, 4)),
+        ("continue", [0, 1, 2], (0, 0, 4), 0.6, (0, 0, 4)),
+        ("continue", [2], (0, 0, 4), 0.6, (0, 0, 4)),  # stops after the top
+        ("continue", [0, 1], (1, 2, 4), 0.4, (1, 2, 4)),
+        ("continue", [0, 1, 2], (0, 0, 4), 0.2, (0, 0, 2)),  # shorter, and the levels below are missing
+        ("continue", [0, 1, 2], (0, 4, 0), 0.6, (0, 4, 0)),  # the top is missing: it is written anew
+    ],
+)
+def test_any_level_there_or_missing(
+    three_levels: VQVAE,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    levels: list[int],
+    there: tuple[int, ...],
+    length: float | None,
+    kept: tuple[int, ...],
+) -> None:
+    """Top codes are 64 samples apart at 8000 Hz, so 0.1 s are 12.5 of them; lengths here are multiples of 0.08 s."""
+    hops = three_levels.hop_lengths
+    units = [640 * part // hop for part, hop in zip(there, hops, strict=True)]
+    path = write_codes(tmp_path / "data.pth.tar", [torch.ones(2, count, dtype=torch.int64) for count in units])
+    rest = "" if length is None else f" --sample_length_in_seconds={length * 0.8:g}"
+    asked = options(f"--mode={mode} --codes_file={path}{rest}")
+    samples, begun = request.beginning(asked, three_levels, levels)
+    assert samples == (4 * 640 if length is None else round(length * 6400))
+    assert [each.shape[1] * hop for each, hop in zip(begun, hops, strict=True)] == [640 * part for part in kept]
+    told = capsys.readouterr().out
+    assert ("note: level 1 is kept, but level 2 above it lacks a part" in told) == (there == (0, 4, 0) and 2 in levels)
+
+
+def test_a_level_above_that_is_too_short(three_levels: VQVAE, tmp_path: Path) -> None:
+    counts = [0, 0, 40]
+    path = write_codes(tmp_path / "data.pth.tar", [torch.ones(2, count, dtype=torch.int64) for count in counts])
+    asked = options(f"--mode=continue --codes_file={path} --sample_length_in_seconds=.64")
+    with pytest.raises(UserError, match=r"has 0\.32 s of codes at level 2, and the levels below cannot become longer"):
+        request.beginning(asked, three_levels, [0, 1])

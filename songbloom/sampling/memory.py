@@ -1,0 +1,109 @@
+"""How many items fit into memory at once, where nobody says how many to sample together.
+
+How items are batched may decide the last bit of a sum, and so, rarely, a code. What was chosen when a run began is
+therefore kept in its ``run.json`` and used again when the run goes on, whatever is free by then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from songbloom.distributed import gather_objects, world
+from songbloom.prior.prior import Prior
+from songbloom.sampling.tree import RECORD
+
+LARGEST_BATCH = 64  # more makes a step no cheaper an item, and the first codes come late
+USED_SHARE = 0.8  # of what is free; the rest is for decoding, and for others
+_BUFFERS = 8  # activations of a token that live at once, in widths of the model: its sums, queries, the MLP's inside
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of ``device`` that this process can have; None where the system does not tell.
+
+    Ranks that share a machine, or a GPU, share what is free there.
+    """
+    sharers = world().local_size
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        # What torch keeps for itself but does not use now is free as well.
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + spare) // -(-sharers // torch.cuda.device_count())
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            return None
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()) // sharers
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")) // sharers
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def weight_bytes(prior: Prior, precision: str) -> float:
+    """What a prior's weights take: float32, and a copy in half precision where that is computed in."""
+    return prior.cost(precision)["parameters"] * (4 if precision == "fp32" else 6)
+
+
+def item_bytes(prior: Prior, precision: str) -> float:
+    """What one item more in a batch takes: its cache, its conditioning, its logits, and the activations of a prompt.
+
+    Everything but the cache is counted in float32 and generously; the cache is most of it in large priors.
+    """
+    model = prior.autoregressive
+    tokens = 4.0 * model.n_ctx * model.width * _BUFFERS
+    conditioning = 0.0
+    if prior.conditioner is not None:
+        largest = max(parameter.shape[0] for parameter in prior.conditioner.parameters() if parameter.dim() > 1)
+        conditioning = 4.0 * prior.n_ctx * largest * 4
+    return prior.cost(precision)["cache_bytes"] + tokens + conditioning + 4.0 * prior.l_bins * _BUFFERS
+
+
+def largest_batch(prior: Prior, precision: str, free: float | None, items: int) -> int:
+    """Items to sample together: as many as there is room for beside the weights, at least one.
+
+    Args:
+        prior: its sizes are enough; its weights need not be there, and are not.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        free: bytes; None where nobody knows.
+        items: how many there are.
+    """
+    most = max(1, min(items, LARGEST_BATCH))
+    if free is None:
+        return most
+    room = USED_SHARE * free - weight_bytes(prior, precision)
+    return max(1, min(most, int(room // item_bytes(prior, precision))))
+
+
+def chosen_before(folder: Path | str) -> Mapping[str, Any]:
+    """What a run in ``folder`` chose when it began; nothing where there is none that can be read."""
+    try:
+        chosen = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))["chosen"]["max_batch_size"]
+        return {str(int(level)): int(size) for level, size in chosen.items() if int(size) >= 1}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def choose_batches(
+    sizes: Iterable[Prior], precision: str, device: torch.device, items: int, before: Mapping[str, Any]
+) -> dict[str, int]:
+    """For each level how many items are sampled together, the same on all ranks; all of them call it together.
+
+    Args:
+        sizes: the priors' sizes.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: where they will be.
+        items: of the run.
+        before: what the run chose when it began (:func:`chosen_before`).
+    """
+    known = [free for free in gather_objects(free_bytes(device)) if free is not None]
+    free = min(known, default=None)
+    return {
+        str(prior.level): before.get(str(prior.level)) or largest_batch(prior, precision, free, items)
+        for prior in sizes
+    }
