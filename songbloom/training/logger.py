@@ -6,6 +6,7 @@ shows it. Scalars are averages over the steps since the last time they were writ
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -63,17 +64,18 @@ class Logger:
         """Write clips and their log-mel pictures under ``{i}/{tag}``.
 
         Args:
-            audio: ``[N, T, 1]`` in [-1, 1]; louder is clamped. At most ``max_log`` items of ``max_len`` seconds.
+            audio: ``[N, T, C]``, mono or stereo, in [-1, 1]; louder is clamped. At most ``max_log`` items of
+                ``max_len`` seconds.
         """
         if self._writer is None:
             return
         from songbloom.audio.mel import mel_picture
 
         longest = max(1, int(self.max_len * self.sample_rate))
-        clips = audio[: self.max_log, :longest].detach().float().cpu().squeeze(-1)
+        clips = audio[: self.max_log, :longest].detach().float().cpu()
         for i, clip in enumerate(torch.nan_to_num(clips).clamp(-1, 1).numpy()):
             self._writer.add_audio(f"{i}/{tag}", clip, step, sample_rate=self.sample_rate)
-            picture = np.asarray(mel_picture(clip, self.sample_rate))
+            picture = np.asarray(mel_picture(clip.mean(axis=1), self.sample_rate))
             self._writer.add_image(f"{i}/{tag}", picture, step, dataformats="HWC")
 
     def flush(self) -> None:
@@ -176,6 +178,12 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def _cut(line: str) -> str:
+    """A line that stays one on the terminal: a longer one could not be rewritten in place."""
+    width = shutil.get_terminal_size().columns - 1  # some terminals go on to the next line after the last column
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
 class Progress:
     """Speed and a line about it: rewritten in place on a terminal, printed every ``log_steps`` elsewhere.
 
@@ -208,7 +216,7 @@ class Progress:
         self.steps_per_second = self._steps / max(self._elapsed, 1e-9)
         if self._terminal and now - self._drawn > self.REDRAW_SECONDS:
             self._drawn = now
-            sys.stdout.write(f"\r\x1b[2K{self._line(step)}")
+            sys.stdout.write(f"\r\x1b[2K{_cut(self._line(step))}")
             sys.stdout.flush()
 
     def pause(self) -> None:

@@ -32,6 +32,8 @@ def check_file(path: Path) -> Golden:
     Raises:
         UnknownFile: the file is missing, unreadable, or of a kind that no check knows.
     """
+    if not path.is_file():
+        raise UnknownFile(f"{path}: no such file")
     known = registry()
     prefixes = [prefix for prefix in known if path.name.startswith(prefix)]
     if not prefixes:

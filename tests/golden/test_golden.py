@@ -55,3 +55,10 @@ def test_the_command_names_an_unknown_file(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "no check knows this kind" in done.stderr
+
+
+def test_the_command_names_a_missing_file() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.golden", "nofile"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nofile: no such file\n")

@@ -14,19 +14,22 @@ with more ``--songs`` adds to what is there. See docs/sung_corpus.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,14 +51,29 @@ class _Parser(argparse.ArgumentParser):
     """Mistakes are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
-        hint = ""
-        if message.startswith("unrecognized"):
-            hint = did_you_mean(unknown, [name for name in self._option_string_actions if name.startswith("--")])
-        raise UserError(f"{message}{hint}; --help lists the options")
+        raise UserError(f"{message}; --help lists the options")
+
+    def read(self, arguments: list[str] | None) -> argparse.Namespace:
+        """The options; a mistyped one is told before what is missing because of it."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            near = did_you_mean(word, [name for name in self._option_string_actions if name.startswith("--")])
+            self.error(f"no option is named {word}{near}" if word.startswith("-") else f"{word!r} belongs to no option")
+        if options.output_dir is None:
+            self.error("--output_dir is missing: give a folder for the corpus")
+        return options
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Terminated(BaseException):
+    """SIGTERM came; like a KeyboardInterrupt, nothing on the way up may swallow it."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m songbloom.data.prepare.sung_corpus",
         description="Render sung Japanese songs with words, scores and phoneme times, offline.",
@@ -67,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
         parser.add_argument(*spellings, dest=name, **more)
 
-    option("output_dir", required=True, metavar="DIR", help="folder for the corpus; made if it does not exist")
+    option("output_dir", metavar="DIR", help="folder for the corpus, needed; made if it does not exist")
     option("songs", type=int, default=8, metavar="N", help="number of songs (default 8)")
     option(
         "seed",
@@ -147,29 +165,53 @@ def _make(output_dir: Path, recipe: Recipe, index: int) -> tuple[int, float, str
     return index, time.perf_counter() - begin, None
 
 
-def _end_with_parent() -> None:
-    """Started in every worker: end when the command is killed, as nobody else would end the worker then."""
-    parent = multiprocessing.parent_process()
+def _end_with_command(held: Connection) -> None:
+    """Started in every worker: end at once when the command lets go of its end of ``held``, or is killed.
+
+    A song's folder appears whole or not at all, so a worker may end in the middle of one.
+    """
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        with contextlib.suppress(EOFError, OSError):
+            held.recv()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here do not hear of Ctrl-C, which a terminal sends to all that run in it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _make_all(
     output_dir: Path, recipe: Recipe, missing: list[int], workers: int
-) -> Iterator[tuple[int, float, str | None]]:
-    """Render the missing songs, in this process or in several; results come as they are ready."""
+) -> Generator[tuple[int, float, str | None], None, None]:
+    """Render the missing songs, in this process or in several; results come as they are ready.
+
+    Close it to stop: workers then end at once, and the songs that they had in hand are begun anew the next time.
+    """
     if workers <= 1 or len(missing) <= 1:
         for index in missing:
             yield _make(output_dir, recipe, index)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_end_with_parent) as pool:
-        waiting = {pool.submit(_make, output_dir, recipe, index) for index in missing}
+    held, holding = context.Pipe(duplex=False)
+    with (
+        held,
+        holding,
+        ProcessPoolExecutor(min(workers, len(missing)), context, _end_with_command, (held,)) as pool,
+    ):
+        with _without_interrupts():
+            waiting = {pool.submit(_make, output_dir, recipe, index) for index in missing}
         try:
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -180,8 +222,14 @@ def _make_all(
                 "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
             ) from error
         finally:
-            for future in waiting:
-                future.cancel()
+            if waiting:
+                holding.close()
+
+
+def _remove_partial(output_dir: Path) -> None:
+    """Remove songs that were begun and not finished."""
+    for left_over in (output_dir / "songs").glob(".partial-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _line_of(about: dict[str, Any], index: int) -> dict[str, Any]:
@@ -272,25 +320,25 @@ def _report(output_dir: Path, index: int, took: float, problem: str | None) -> s
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 1 when a song had to be given up. Raises :class:`UserError`."""
-    options = _parser().parse_args(arguments)
+    options = _parser().read(arguments)
     voices, notices = choose_voices(options.voices)
     recipe = _recipe(options, voices)
     output_dir = Path(options.output_dir)
     for notice in notices:
         print(notice, flush=True)
     with _alone_in(output_dir):
-        for left_over in (output_dir / "songs").glob(".partial-*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        _remove_partial(output_dir)
         missing = [i for i in range(options.songs) if not is_complete(folder_of(output_dir, i), recipe)]
         kept = options.songs - len(missing)
         if kept:
             print(f"{kept} of {options.songs} songs are there already", flush=True)
         begin, failed = time.perf_counter(), {}
         workers = options.workers or os.cpu_count() or 1
-        for number, result in enumerate(_make_all(output_dir, recipe, missing, workers), start=1):
-            if result[2] is not None:
-                failed[result[0]] = result[2]
-            print(f"[{number}/{len(missing)}] {_report(output_dir, *result)}", flush=True)
+        with closing(_make_all(output_dir, recipe, missing, workers)) as results:
+            for number, result in enumerate(results, start=1):
+                if result[2] is not None:
+                    failed[result[0]] = result[2]
+                print(f"[{number}/{len(missing)}] {_report(output_dir, *result)}", flush=True)
         took = time.perf_counter() - begin
         songs = _write_lists(output_dir, recipe, [i for i in range(options.songs) if i not in failed], failed)
     new = [about for about in songs if about["idx"] in missing]
@@ -305,7 +353,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Entry of the command: a :class:`UserError` or a full disk is one line and status 2, an interrupt status 130."""
+    """Entry of the command: a :class:`UserError` or a full disk is one line and status 2, Ctrl-C 130, SIGTERM 143."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main())
     except UserError as error:
@@ -314,9 +363,9 @@ def run() -> NoReturn:
     except (OSError, soundfile.LibsndfileError) as error:
         print(f"sung_corpus: cannot write ({error}); free space, and the same command goes on", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         print("sung_corpus: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,35 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(corpus: Path, tmp_path
     assert "3 of 3" not in again.stdout  # the kill came before the end
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="other signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_at_once_in_one_line(number: signal.Signals, status: int, tmp_path: Path):
+    """Ctrl-C goes to the command and its workers, in the middle of songs of minutes; nobody finishes his first."""
+    folder = tmp_path / "corpus"
+    process = subprocess.Popen(
+        command("--output_dir", folder, "--songs", "4", "--seconds", "300", "--workers", "2", "--voices", "mei"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children: list[int] = []
+    while process.poll() is None and len(children) < 3:  # two workers and the tracker of shared things
+        children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if parent_of(p) == process.pid]
+        time.sleep(0.05)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (status, "")
+    assert err == "sung_corpus: stopped; the same command goes on from here\n"
+    assert not list(folder.glob("songs/0*"))
+    deadline = time.monotonic() + 60
+    while any(alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(child) for child in children)
+
+
 def parent_of(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
@@ -325,7 +354,9 @@ def test_a_song_that_never_works_is_given_up_and_reported(tmp_path: Path, monkey
         (["--seconds", "nan"], "--seconds is nan"),
         (["--styles", "pop,walz"], "no style 'walz' (did you mean 'waltz'?)"),
         (["--voices", "miku"], "no voice 'miku'"),
-        (["--song", "3"], "(did you mean '--songs'?)"),
+        (["--song", "3"], "no option is named --song (did you mean '--songs'?)"),
+        (["--verions=3"], "no option is named --verions (did you mean '--versions'?)"),
+        (["zzz"], "'zzz' belongs to no option"),
         (["--bits", "12"], "--bits"),
         (["--output-dir", "/dev/null/x"], "cannot write there"),
     ],
@@ -337,13 +368,18 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_prints_one_line_and_status_2():
-    done = run_command("--songs", "3")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--songs", "3"], "--output_dir is missing: give a folder for the corpus; --help lists the options"),
+        (["--sons", "3"], "no option is named --sons (did you mean '--songs'?); --help lists the options"),
+        (["--outputdir=x"], "no option is named --outputdir (did you mean '--output_dir'?); --help lists the options"),
+    ],
+)
+def test_the_command_prints_one_line_and_status_2(arguments: list[str], message: str):
+    done = run_command(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "sung_corpus: the following arguments are required: --output_dir/--output-dir; --help lists the options\n"
-    )
+    assert done.stderr == f"sung_corpus: {message}\n"
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
