@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["songbloom", "songbloom.*"]),
     py_modules=["hparams", "make_models", "train", "sample", "align"],
-    package_data={"songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json"]},
+    package_data={"songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.cpp"]},
     install_requires=requirements("requirements.txt"),
     extras_require={
         # Second sung voice (NIT SONG070); built from source: needs a C++ compiler, and setuptools < 82 at run time.

@@ -10,6 +10,7 @@ one, lie after another. Nothing depends on data: slots follow from the position 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -206,6 +207,15 @@ class DecodingCache:
     def reset(self) -> None:
         """Forget all positions."""
         self.length = 0
+
+    def item(self, index: int) -> DecodingCache:
+        """A cache of one of the sequences alone, in the same memory; its ``length`` goes its own way."""
+        one = copy.copy(self)
+        one.batch, at = 1, slice(index, index + 1)
+        one.entries, one.keys, one.values = (
+            [each[at] for each in kept] for kept in (self.entries, self.keys, self.values)
+        )
+        return one
 
     @property
     def nbytes(self) -> int:

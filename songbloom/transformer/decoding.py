@@ -23,6 +23,7 @@ from songbloom.transformer.attention import Geometry
 from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
 from songbloom.transformer.cache import DecodingCache, attend_chunk, step_window
 from songbloom.transformer.layers import QUICK_GELU_SLOPE, activation_named, layer_norm
+from songbloom.transformer.quantized import QuantizedLinear
 
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
 # fast as with a hint of 1, and four are a third faster (measured on an Intel machine with AVX-512).
@@ -160,9 +161,16 @@ def worth_packing(dtype: torch.dtype, device: torch.device, rows: int) -> bool:
 class LayerWeights:
     """One layer's weights, prepared: norms as (weight, bias) in float32, linear maps as :class:`FastLinear`."""
 
-    def __init__(self, layer: TransformerLayer, config: TransformerConfig, dtype: torch.dtype, packed: bool) -> None:
+    def __init__(
+        self,
+        layer: TransformerLayer,
+        config: TransformerConfig,
+        dtype: torch.dtype,
+        packed: bool,
+        quantize: str = "",
+    ) -> None:
         def prepared(module: nn.Linear, activation: str = "", after: str = "", scale: float = 1.0) -> FastLinear:
-            kind = PackedLinear if packed else PlainLinear
+            kind = QuantizedLinear if quantize else PackedLinear if packed else PlainLinear
             return kind(module.weight, module.bias, activation, dtype=dtype, after=after, scale=scale)
 
         def norm(module: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,9 +192,23 @@ class DecodingTransformer:
     They are packed, or not, when the first cache of a batch size that asks for it is made. Make this again when the
     weights have changed: packed ones are a copy that later changes do not reach. Plain ones are the model's own where
     the dtype is the model's, at no extra memory.
+
+    Args:
+        transformer: its weights.
+        dtype: computed in.
+        quantize: ``int8`` keeps the weights in 8 bits (:class:`songbloom.transformer.quantized.QuantizedLinear`).
+        packed: whether weights are packed; None: where :func:`worth_packing` says so.
     """
 
-    def __init__(self, transformer: Transformer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        dtype: torch.dtype = torch.float32,
+        *,
+        quantize: str = "",
+        packed: bool | None = None,
+    ) -> None:
+        self.quantize, self._packed = quantize, False if quantize else packed
         self.config, self.dtype, self.device = transformer.config, dtype, transformer.stack[0].mlp.up.weight.device
         self.geometry: Geometry = self.config.geometry
         self._transformer = transformer
@@ -195,10 +217,12 @@ class DecodingTransformer:
 
     def layers(self, batch: int) -> list[LayerWeights]:
         """The layers as prepared for this many sequences."""
-        packed = worth_packing(self.dtype, self.device, batch)
+        packed = worth_packing(self.dtype, self.device, batch) if self._packed is None else self._packed
         if packed not in self._layers:
             stack = self._transformer.stack
-            self._layers[packed] = [LayerWeights(layer, self.config, self.dtype, packed) for layer in stack]
+            self._layers[packed] = [
+                LayerWeights(layer, self.config, self.dtype, packed, self.quantize) for layer in stack
+            ]
         return self._layers[packed]
 
     def new_cache(

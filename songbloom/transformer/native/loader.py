@@ -1,0 +1,152 @@
+"""Building and loading the C++ step: once a machine, into a cache folder, by torch's extension builder.
+
+The library's name is a digest of its source, the compiler's options and the processor's features, so neither a newer
+source nor another machine with the same home folder ever meets a library that was not built for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("step.cpp")
+# No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
+
+
+class BuildError(RuntimeError):
+    """Why there is no library; one line."""
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``$SONGBLOOM_CACHE/native``, by default ``~/.cache/songbloom/native``."""
+    base = os.environ.get("SONGBLOOM_CACHE")
+    return (Path(base) if base else Path.home() / ".cache" / "songbloom") / "native"
+
+
+def machine_flags() -> tuple[str, ...]:
+    """What tells the compiler to use all that this processor has."""
+    return ("-mcpu=native",) if platform.machine() in ("arm64", "aarch64") else ("-march=native",)
+
+
+def thread_flags() -> tuple[str, ...]:
+    """OpenMP; Apple's compiler has none, there one thread computes."""
+    return () if sys.platform == "darwin" else ("-fopenmp",)
+
+
+def cpu_features() -> str:
+    """The processor's model and features, as the system tells them."""
+    path = Path("/proc/cpuinfo")
+    wanted = ("flags", "features", "model name", "cpu part")
+    if path.exists():
+        lines = {line for line in path.read_text().splitlines() if line.lower().startswith(wanted)}
+        return "\n".join(sorted(lines))
+    return platform.processor() or platform.machine()
+
+
+def library_name(flags: tuple[str, ...]) -> str:
+    """The name of the library that the source gives with these options on this machine."""
+    parts = (SOURCE.read_text(), " ".join(flags), cpu_features(), platform.machine(), torch.__version__)
+    return "step_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Only one process at a time within; a process that dies lets go."""
+    with (folder / f"{name}.lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: builds side by side cost time, but the renaming at their end is atomic
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(flags: tuple[str, ...], folder: Path) -> Path:
+    """The library in ``folder``, built if it isn't there.
+
+    Raises:
+        BuildError: there is no compiler or ninja, the folder cannot be written, or the compiler failed.
+    """
+    name = library_name(flags)
+    path = folder / f"{name}.so"
+    if path.exists():
+        return path
+    compiler = os.environ.get("CXX", "c++")
+    for program in (compiler, "ninja"):
+        if shutil.which(program) is None:
+            raise BuildError(f"{program} is not installed")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, name):
+            if not path.exists():  # another process may have built it meanwhile
+                _compile(name, flags, path)
+    except OSError as error:
+        raise BuildError(f"{folder}: {error.strerror or error}") from error
+    return path
+
+
+def _compile(name: str, flags: tuple[str, ...], path: Path) -> None:
+    from torch.utils import cpp_extension  # takes a moment to import, and only building needs it
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}.building.") as work:
+        try:
+            # The name is the work folder's too: torch keeps its own table of what it has built, by name. OpenMP is
+            # only compiled for, not linked: torch has loaded its own, and two of them would fight for the cores.
+            cpp_extension.load(
+                name, [str(SOURCE)], extra_cflags=list(flags), build_directory=work, is_python_module=False
+            )
+        except (RuntimeError, OSError, ImportError) as error:
+            lines = str(error).splitlines() or ["the compiler failed"]
+            raise BuildError(next((line.strip() for line in lines if "error:" in line), lines[0])) from error
+        (Path(work) / f"{name}.so").replace(path)
+
+
+def load(flags: tuple[str, ...] | None = None, folder: Path | None = None) -> ctypes.CDLL:
+    """The library, with the types of its functions.
+
+    Args:
+        flags: of the compiler; None: all that this machine has.
+        folder: where it is kept; None: :func:`cache_folder`.
+
+    Raises:
+        BuildError: there can be none.
+    """
+    flags = (*FLAGS, *thread_flags(), *machine_flags()) if flags is None else flags
+    path = build(flags, cache_folder() if folder is None else folder)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"{path} cannot be loaded ({error}); delete it to have it built again") from error
+    pointer = ctypes.c_void_p
+    library.songbloom_step.argtypes, library.songbloom_step.restype = [pointer], None
+    library.songbloom_step_scratch.argtypes, library.songbloom_step_scratch.restype = [pointer], ctypes.c_int64
+    library.songbloom_step_sizes.argtypes, library.songbloom_step_sizes.restype = [], ctypes.c_int64
+    return library
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library of this machine, or None where there can be none, which one line on stderr says, once.
+
+    ``SONGBLOOM_NATIVE=0`` in the environment does without it, silently.
+    """
+    if os.environ.get("SONGBLOOM_NATIVE", "1") == "0":
+        return None
+    try:
+        return load()
+    except BuildError as error:
+        print(f"note: no native decoding step, sampling is slower: {error}", file=sys.stderr)
+        return None
