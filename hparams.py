@@ -358,7 +358,7 @@ JUKEBOX_GROUPS: tuple[Group, ...] = (
 TASK = group(
     "task",
     "Ours: what is trained, and for how long",
-    vq=Knob(False, "Train the codec (what happens anyway without --prior)"),
+    vq=Knob(False, "Train the codec, with --vae a VAE (what happens anyway without --prior)"),
     lora=Knob(False, "Train low-rank adapters only (not available yet)"),
     train_steps=Knob(0, "Stop, with a checkpoint, at this optimiser step; 0: no limit", minimum=0),
     budget_minutes=Knob(
@@ -377,6 +377,39 @@ SOURCES = group(
     "sources",
     "Ours: where songs come from",
     data_jsonl=Knob("", "File with one JSON object a line: audio_path, and optionally artist, genre, lyrics, idx"),
+)
+
+VAE = group(
+    "vae",
+    "Ours: the stereo VAE, codec of the SongBloom family (docs/vae.md)",
+    vae=Knob(False, "The codec is a VAE: several channels, continuous latents, one level; not a VQ-VAE"),
+    restore_vae=Knob(
+        "", "Weights of the VAE: a checkpoint of ours, a published .ckpt, or a song model's .pt that holds its VAE"
+    ),
+    vae_channels=Knob(2, "Channels of the audio; 2 is stereo. Files with others are mixed or copied", minimum=1),
+    vae_width=Knob(128, "Channels of the layers at the audio's own rate", minimum=1),
+    vae_multipliers=Knob((1, 2, 4, 8, 16), "Channels after each block of the encoder, in vae_widths", minimum=1),
+    vae_strides=Knob(
+        (2, 4, 4, 6, 10), "Moments that each block of the encoder makes one; their product is the hop", minimum=2
+    ),
+    vae_dilations=Knob((1, 3, 9), "Dilations of the residual units of each block, one a unit", minimum=1),
+    vae_latent_dim=Knob(64, "Numbers of a latent", minimum=1),
+    vae_final_tanh=Knob(False, "Keep the output within ±1 by a tanh"),
+    vae_spectral=Knob(1.0, "Weight of the spectral loss, over sum, difference, left and right", minimum=0),
+    vae_spectral_n_fft=Knob(
+        (2048, 1024, 512, 256, 128, 64, 32), "FFT sizes of the spectral loss; hops are a quarter", minimum=4
+    ),
+    vae_perceptual=Knob(True, "Weigh frequencies in the spectral loss as the ear does (A-weighting)"),
+    vae_waveform=Knob(0.0, "Weight of the mean absolute difference of samples", minimum=0),
+    vae_kl=Knob(1e-4, "Weight of the latents' divergence from a normal law", minimum=0),
+    vae_adversarial=Knob(0.0, "Weight of a discriminator's judgement; 0: no discriminator", minimum=0),
+    vae_feature_matching=Knob(5.0, "Weight of the differences of the discriminator's features", minimum=0),
+    vae_adversarial_start=Knob(
+        0, "Batch from which on the discriminator's judgement counts; it learns from the first", minimum=0
+    ),
+    vae_discriminator_lr=Knob(0.0, "Peak learning rate of the discriminator; 0: that of the VAE", minimum=0),
+    vae_discriminator_width=Knob(64, "Channels of the discriminator's layers", minimum=1),
+    vae_discriminator_n_fft=Knob((2048, 1024, 512, 256, 128), "FFT sizes that the discriminator looks at", minimum=4),
 )
 
 LABELS = group(
@@ -419,7 +452,7 @@ MACHINE = group(
     port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
 )
 
-OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, LABELS, MACHINE)
+OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, LABELS, MACHINE)
 
 KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
 DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
@@ -748,6 +781,41 @@ HPARAMS_REGISTRY["demo_ja_prior"] = Hyperparams(
     )
 )
 
+# The published stereo VAE (48 kHz, 25 latents of 64 numbers a second), trained as its json tells. Its weights may be
+# used for academic purposes only and are not downloaded: give --restore_vae=FILE, or train it anew.
+HPARAMS_REGISTRY["songbloom_vae"] = Hyperparams(
+    vae=True,
+    sr=48000,
+    sample_length=34 * 1920,  # 1.36 s
+    labels=False,
+    vae_adversarial=0.1,
+    vae_discriminator_lr=3e-4,
+    lr=1.5e-4,
+    beta1=0.8,
+    beta2=0.99,
+    weight_decay=0.001,
+)
+# A stereo VAE of the same latent rate for a machine without a GPU: nearly all of its weights work at low rates, where
+# they cost little. Without a discriminator it is the waveform's loss that tells phases right from wrong.
+HPARAMS_REGISTRY["small_vae"] = Hyperparams(
+    vae=True,
+    sr=48000,
+    sample_length=10 * 1920,  # 0.4 s
+    bs=4,
+    labels=False,
+    vae_width=4,
+    vae_multipliers=(8, 24, 48, 64),
+    vae_strides=(8, 6, 8, 5),
+    vae_dilations=(1, 3),
+    vae_spectral_n_fft=(2048, 512, 128),
+    vae_waveform=10.0,
+    vae_kl=1e-4,
+    lr=0.002,
+    lr_warmup=20.0,
+    mu=0.99,  # some hundreds of steps are all there is: a longer average would still be near the start
+    aug_shift=True,
+)
+
 # As small as every part can be and still be there; a run takes seconds on a CPU. For tests of the real commands.
 HPARAMS_REGISTRY["tiny_vqvae"] = Hyperparams(
     sr=8000,
@@ -764,6 +832,24 @@ HPARAMS_REGISTRY["tiny_vqvae"] = Hyperparams(
     bs=2,
     nworkers=0,
     labels=False,
+)
+HPARAMS_REGISTRY["tiny_vae"] = Hyperparams(
+    vae=True,
+    sr=8000,
+    sample_length=2048,
+    bs=2,
+    nworkers=0,
+    labels=False,
+    vae_width=4,
+    vae_multipliers=(1, 2),
+    vae_strides=(4, 8),
+    vae_dilations=(1, 3),
+    vae_latent_dim=4,
+    vae_spectral_n_fft=(256, 64),
+    vae_waveform=1.0,
+    vae_discriminator_width=4,
+    vae_discriminator_n_fft=(256, 64),
+    lr=0.002,
 )
 _tiny_transformer = Hyperparams(
     labels=False,
@@ -836,6 +922,8 @@ def check(hps: Mapping[str, Any]) -> None:
         raise UserError("--lora is not available yet: train the whole model without it")
     if hps["lr_use_linear_decay"] and hps["lr_use_cosine_decay"]:
         raise UserError("--lr_use_linear_decay and --lr_use_cosine_decay exclude each other: give one")
+    if hps["vae"]:
+        check_vae(hps)
     if hps["vq"] and hps["prior"]:
         raise UserError("--vq trains the codec and --prior a prior: give one of them")
     if hps["prior"]:
@@ -848,6 +936,17 @@ def check(hps: Mapping[str, Any]) -> None:
                 "--max_duration=SECONDS (and --min_duration), or --labels=False"
             )
         metadata_hook(hps["get_metadata"])
+
+
+def check_vae(hps: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that a VAE must pass."""
+    from songbloom.vae.config import VAEConfig
+
+    VAEConfig.from_hps(hps)
+    if hps["prior"]:
+        raise UserError("--prior with --vae: a prior models the codes of a VQ-VAE; leave out one of the two")
+    if hps["restore_vqvae"]:
+        raise UserError("--restore_vqvae with --vae: weights of a VAE are named by --restore_vae")
 
 
 def check_prior(hps: Mapping[str, Any]) -> None:

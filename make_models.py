@@ -32,8 +32,10 @@ from songbloom.hyperparams import Hyperparams, architecture_keys, compare_archit
 from songbloom.prior.prior import Prior, PriorConfig
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
+from songbloom.published.songbloom import vae as published_vae
 from songbloom.training import checkpoint
 from songbloom.training.labelling import LABEL_IDS, complete_vocabulary, labeller_of, version_of
+from songbloom.vae.vae import VAE, VAEConfig
 from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
 MODELS: dict[str, tuple[str, ...]] = {
@@ -51,7 +53,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 
 REMOTE_PREFIX = "https://openaipublic.azureedge.net/"
-_TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior}
+_TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior, "vae": published_vae}
 _OF_LYRICS = ("lyrics_english", "lyrics_reading")  # these decide no shape, but which words are meant
 _Model = TypeVar("_Model", bound=nn.Module)
 _CHUNK = 1 << 20  # bytes read from the network at once
@@ -96,6 +98,30 @@ def make_vqvae(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> VQ
             else:
                 vqvae.restore_codebooks(hps["bs"])
     return _ready(vqvae, device, training)
+
+
+def make_vae(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> VAE:
+    """The stereo VAE that ``hps`` describes, with weights from ``restore_vae`` if that is given.
+
+    When ``hps`` trains it (``train``, ``vae`` and not ``prior``) it comes in training mode with the raw weights of a
+    checkpoint; otherwise frozen, in eval mode, with the averaged ones. A discriminator's weights are not taken here:
+    training that goes on takes them with the rest of its state. A ``sample_length`` of 0 is derived and written back
+    into ``hps``. On device ``"meta"`` nothing is restored and no memory is used.
+
+    Raises:
+        UserError: settings that don't fit each other, or a checkpoint that cannot be read or doesn't fit.
+    """
+    with _building(hps, device):
+        vae = VAE(VAEConfig.from_hps(hps))
+    if not vae.sample_length:
+        seconds, hop = hps["sample_length_in_seconds"], vae.hop_lengths[0]
+        raise UserError(f"sample_length_in_seconds={seconds} is less than one latent of {hop} samples: make it longer")
+    if isinstance(hps, MutableMapping):
+        hps["sample_length"] = vae.sample_length
+    training = bool(hps.get("train")) and bool(hps.get("vae")) and not hps.get("prior")
+    if str(device) != "meta":
+        restore(vae, hps["restore_vae"], "vae", hps=hps, weights="raw" if training else "ema")
+    return _ready(vae, device, training)
 
 
 def make_prior(hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str = "cpu") -> Prior:
@@ -401,9 +427,10 @@ def restore(
     """Load weights into a codec or a prior, from our own checkpoints or from published ones, which are translated.
 
     Args:
-        module: a :class:`VQVAE` or a :class:`Prior`; all of its tensors must be in the file and no others.
+        module: a :class:`VQVAE`, a :class:`VAE` or a :class:`Prior`; all of its tensors must be in the file and no
+            others, but for a VAE's discriminator, which is left as it is.
         path: a file, an address under :data:`REMOTE_PREFIX` (downloaded once), or empty: nothing is done.
-        kind: ``"vqvae"`` or ``"prior"``.
+        kind: ``"vqvae"``, ``"vae"`` or ``"prior"``.
         hps: if given, the file's own hyperparameters must describe the same architecture.
         weights: ``"ema"`` takes the averaged weights where the file has them, ``"raw"`` those of training.
 
@@ -423,7 +450,13 @@ def restore(
         mismatches = compare_architecture(saved, hps, kind)
         if mismatches:
             raise UserError(f"{local}: made with other settings: {'; '.join(mismatches)}; give --hps as it was trained")
-    _load_strictly(module, state, local)
+    if isinstance(module, VAE):
+        try:
+            module.load_codec(state)
+        except UserError as error:
+            raise UserError(f"{local}: {error}") from error
+    else:
+        _load_strictly(module, state, local)
     return content
 
 
@@ -440,25 +473,27 @@ def save(
     """Write a model's weights as a checkpoint that :func:`restore` reads.
 
     Args:
-        module, kind, hps: the model, ``"vqvae"`` or ``"prior"``, and what it was built from.
+        module, kind, hps: the model, ``"vqvae"``, ``"vae"`` or ``"prior"``, and what it was built from.
         step, argv: optimiser steps that it was trained for, and the command that did.
-        published: under the names and in the layout of the Jukebox release, for other programs.
+        published: under the names and in the layout of the release that the model belongs to, for other programs.
 
     Raises:
         UserError: it cannot be written; what was there before is untouched.
     """
     state = module.state_dict()
-    if published:
+    if published and isinstance(module, VAE):
+        content: dict[str, Any] = {"state_dict": published_vae.to_published(state)}
+    elif published:
         if isinstance(module, Prior):
             container = "blocks" if module.config.cond_c_res == 1 else "model"
             theirs = published_prior.to_published(state, container=container)
         else:
             theirs = published_vqvae.to_published(state)
-        content: dict[str, Any] = {"model": theirs, "hps": dict(hps), "step": step}
+        content = {"model": theirs, "hps": dict(hps), "step": step}
     else:
         content = dict.fromkeys(checkpoint.KEYS)
         content |= {"format": checkpoint.FORMAT, "kind": kind, "hps": dict(hps), "model": dict(state), "step": step}
-        content |= {"codebook": module.codebook_state() if isinstance(module, VQVAE) else None}
+        content |= {"codebook": module.codebook_state() if isinstance(module, (VQVAE, VAE)) else None}
         content |= {"version": __version__, "argv": list(argv)}
     checkpoint.save(path, content)
 
@@ -474,18 +509,21 @@ def _read(path: Path, verify: bool = True) -> dict[str, Any]:
 
 def _state_of(content: Mapping[str, Any], kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:
     """The weights in a checkpoint, under our names."""
-    state = content.get("model")
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = published_vae.state_in(content) if kind == "vae" else content.get("model")
+    if not state or not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no weights under the key 'model'; is it the checkpoint of a model?")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     found = content.get("kind") or next((k for k, t in _TRANSLATORS.items() if t.is_published(state)), kind)
     if found != kind:
-        words = {"vqvae": "a codec (--restore_vqvae)", "prior": "a prior (--restore_prior)"}
+        words = {"vqvae": "a codec (--restore_vqvae)", "vae": "a VAE (--restore_vae)"}
+        words["prior"] = "a prior (--restore_prior)"
         raise UserError(f"{path}: is the checkpoint of {words.get(found, repr(found))}, not of {words[kind]}")
     if _TRANSLATORS[kind].is_published(state):
         try:
             if isinstance(module, Prior):
                 return published_prior.from_published(state, tied=not module.config.merged_decoder)
+            if isinstance(module, VAE):
+                return published_vae.from_published(state)
             return published_vqvae.from_published(state)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error

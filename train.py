@@ -1,6 +1,7 @@
-"""Train a codec or a prior, or evaluate one.
+"""Train a codec (a VQ-VAE or a stereo VAE) or a prior, or evaluate one.
 
     python train.py --hps=small_vqvae --name=codec --audio_files_dir=songs --labels=False --bs=4 --train --aug_shift
+    python train.py --hps=small_vae --name=vae --vq --audio_files_dir=songs --train --aug_shift
     mpiexec -n 4 python train.py --hps=small_vqvae,small_prior,all_fp16,cpu_ema --name=prior --prior --level=1 \\
         --restore_vqvae=logs/codec/checkpoint_latest.pth.tar --audio_files_dir=songs --labels=False --bs=4 --train
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from hparams import metadata_hook, training_command
-from make_models import fetch, fingerprint, make_prior, make_vqvae, tables_of
+from make_models import fetch, fingerprint, make_prior, make_vae, make_vqvae, tables_of
 from songbloom import distributed
 from songbloom.data.dataset import ChunkDataset
 from songbloom.data.labels import Labeller
@@ -32,7 +33,7 @@ from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
 from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
 from songbloom.training.state import TrainingState, rank_seed
-from songbloom.training.tasks import PriorTask, Task, VQVAETask
+from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
 
 
@@ -53,7 +54,7 @@ def main() -> int:
 
 def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     """The data, the model and the loop, all standing where the run is to begin."""
-    kind = "prior" if hps.prior else "vqvae"
+    kind = kind_of(hps)
     folder = Path(hps.local_logdir) / hps.name
     device = distributed.world().device
     choose_matrix_products(hps)
@@ -86,6 +87,11 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     return Trainer(state, folder, train_set, test_set)
 
 
+def kind_of(hps: Hyperparams) -> str:
+    """What is trained: ``"prior"``, ``"vae"`` or ``"vqvae"``; the word that its checkpoints carry."""
+    return "prior" if hps.prior else "vae" if hps.vae else "vqvae"
+
+
 def find_labels(hps: Hyperparams, beginning: Beginning, hook: Hook | None) -> None:
     """Settle the numbers of artists and genres, and with them ``hps.y_bins``; all ranks call it together."""
     saved = (beginning.content or {}).get("hps", {})
@@ -112,7 +118,11 @@ def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> T
     # What a checkpoint of this run will overwrite need not be read (or downloaded) first.
     trained = hps.copy()
     if beginning.content is not None:
-        trained[restore_key("prior" if hps.prior else "vqvae")] = ""
+        trained[restore_key(kind_of(hps))] = ""
+    if kind_of(hps) == "vae":
+        vae = make_vae(trained, device)
+        hps.sample_length = vae.sample_length
+        return VAETask(vae, hps, codec_precision(hps, device, say))
     if not hps.prior:
         vqvae = make_vqvae(trained, device)
         hps.sample_length = vqvae.sample_length

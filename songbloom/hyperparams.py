@@ -522,6 +522,11 @@ CODEC_ARCHITECTURE = (
     *("sr", "levels", "downs_t", "strides_t", "hvqvae_multipliers", "emb_width", "l_bins", "width", "depth", "m_conv"),
     *("dilation_growth_rate", "dilation_cycle", "vqvae_reverse_decoder_dilation", "use_bottleneck"),
 )
+VAE_ARCHITECTURE = (
+    *("sr", "vae_channels", "vae_width", "vae_multipliers", "vae_strides", "vae_dilations", "vae_latent_dim"),
+    "vae_final_tanh",
+)
+DISCRIMINATOR_ARCHITECTURE = ("vae_discriminator_width", "vae_discriminator_n_fft")
 PRIOR_ARCHITECTURE = (
     *("sr", "levels", "downs_t", "strides_t", "l_bins", "level", "n_ctx", "prior_width", "prior_depth", "heads"),
     *("attn_order", "blocks", "spread", "m_attn", "m_mlp", "res_scale", "merged_decoder", "labels", "use_tokens"),
@@ -541,13 +546,17 @@ _LYRICS_ENCODER = (
 
 
 def architecture_keys(kind: str, hps: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys that decide the architecture of a ``"vqvae"`` or a ``"prior"`` with these settings.
+    """The keys that decide the architecture of a ``"vqvae"``, ``"vae"``, ``"discriminator"`` or ``"prior"``.
 
     What a model does not have does not count: conditioner keys on the top level, label keys without labels, lyric
     keys without lyrics.
     """
     if kind == "vqvae":
         return CODEC_ARCHITECTURE
+    if kind == "vae":
+        return VAE_ARCHITECTURE
+    if kind == "discriminator":
+        return DISCRIMINATOR_ARCHITECTURE
     keys: tuple[str, ...] = PRIOR_ARCHITECTURE
     if hps.get("level", 0) < hps.get("levels", 1) - 1:
         keys += _CONDITIONER

@@ -96,7 +96,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
     Args:
         hps: settings: ``audio_files_dir`` or ``data_jsonl``; ``sr`` (Hz), ``channels`` (2: songs are read in stereo and
             then mixed to mono; 1: read in mono), ``sample_length`` (samples), ``min_duration`` and ``max_duration``
-            (seconds), ``aug_shift``, ``aug_blend``, ``train_test_split`` (share of the songs), ``seed``.
+            (seconds), ``aug_shift``, ``aug_blend``, ``train_test_split`` (share of the songs), ``seed``. With ``vae``
+            songs are read in ``vae_channels`` and not mixed.
         split: ``train`` or ``test``. Test chunks are neither shifted nor blended.
         labeller: makes label vectors, which items then have.
         get_metadata: knows more about songs than the data say (:mod:`songbloom.data.metadata`).
@@ -120,7 +121,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
             raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
         self.split = split
         self.sample_rate, self.sample_length = int(hps["sr"]), int(hps["sample_length"])
-        self.channels = int(hps.get("channels", 2))
+        self.mixed = not hps.get("vae")
+        self.channels = int(hps.get("channels", 2) if self.mixed else hps["vae_channels"])
         if self.sample_length < 1:
             raise UserError(
                 f"sample_length={self.sample_length}: a chunk needs at least one sample; set --sample_length"
@@ -129,7 +131,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
             raise UserError(f"channels={self.channels}: songs are read with 1 or 2 channels and mixed to mono")
         self.seed = int(hps.get("seed", 0))
         self.shifts = bool(hps.get("aug_shift")) and split == "train"
-        self.blends = bool(hps.get("aug_blend")) and split == "train" and self.channels == 2
+        self.blends = bool(hps.get("aug_blend")) and split == "train" and self.channels == 2 and self.mixed
         minimum, maximum = duration_limits(hps)
         source = {key: hps.get(key) or None for key in ("audio_files_dir", "data_jsonl")}
         where = next((f"--{key}={value}" for key, value in source.items() if value), "data")
@@ -167,9 +169,9 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         """One chunk, as it is in epoch 0 (:meth:`item` reads those of any epoch).
 
         Returns:
-            ``audio`` float32 ``[sample_length, 1]``; ``song``, a position in ``.songs``; ``offset`` in that song, in
-            samples; ``replaced``: 1 if another item took the place of one that cannot be read, else 0; with a labeller
-            also ``labels`` int64 ``[width]``.
+            ``audio`` float32 ``[sample_length, C]``, of one channel unless it is for a VAE; ``song``, a position in
+            ``.songs``; ``offset`` in that song, in samples; ``replaced``: 1 if another item took the place of one that
+            cannot be read, else 0; with a labeller also ``labels`` int64 ``[width]``.
 
         Raises:
             UserError: neither this item nor any of many others can be read.
@@ -219,7 +221,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         )
         if len(audio) < self.sample_length:
             raise AudioError(f"{self.songs[song].song.path}: has become shorter than it was when it was indexed")
-        return np.ascontiguousarray(to_mono(audio[None], mix)[0], dtype=np.float32)
+        audio = to_mono(audio[None], mix)[0] if self.mixed else audio
+        return np.ascontiguousarray(audio, dtype=np.float32)
 
     def _draws(self, purpose: int, *counters: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.seed & 0xFFFFFFFF, *counters])

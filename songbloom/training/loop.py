@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,8 @@ class Trainer:
         state = self.state
         if self._bad:
             return self._skip("the loss is not finite")
-        norm = float(gradient_norm(state.parameters, state.scaler.scale))
+        norms = [float(gradient_norm(group["params"], state.scaler.scale)) for group in state.adam.param_groups]
+        norm = math.hypot(*norms)
         limit = float(self.hps["ignore_grad_norm"])
         flags = [not math.isfinite(norm), 0 < limit < norm]
         heard = distributed.all_reduce_max_(torch.tensor(flags, dtype=torch.int32, device=self.world.device)).tolist()
@@ -217,8 +218,8 @@ class Trainer:
             return self._skip(f"the gradient norm {norm:.4g} is above ignore_grad_norm={limit:g}")
         lr = state.schedule.lr
         for group in state.adam.param_groups:
-            group["lr"] = lr
-        state.adam.step(scale=clipped_scale(norm, self.hps["clip"], state.scaler.scale))
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        state.adam.step(scale=[clipped_scale(own, self.hps["clip"], state.scaler.scale) for own in norms])
         state.scaler.update(False)
         state.schedule.step()
         if state.average is not None:
@@ -226,8 +227,13 @@ class Trainer:
         state.step += 1
         self._skipped_in_a_row = 0
         for metrics, items in self._pending:
-            state.window.add({**metrics, "gn": norm, "lr": lr}, items)
+            state.window.add({**metrics, **self._told(norms), "lr": lr}, items)
         return True
+
+    def _told(self, norms: Sequence[float]) -> dict[str, float]:
+        """The gradients' norms under their names; ``gn`` is that of the first group."""
+        names = [group.get("name", "") for group in self.state.adam.param_groups]
+        return {f"gn_{name}" if name else "gn": norm for name, norm in zip(names, norms, strict=True)}
 
     def _skip(self, why: str) -> bool:
         self.state.skipped += 1

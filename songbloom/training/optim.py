@@ -74,19 +74,19 @@ class Adam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor = 1.0) -> Any:
-        """Take one step with ``grad / scale``; parameters without a gradient are left alone."""
+    def step(self, closure: Callable[[], Any] | None = None, scale: float | Tensor | Sequence[float] = 1.0) -> Any:
+        """Take one step with ``grad / scale``, a number for all or one a group; without a gradient nothing changes."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = float(scale)
-        for group in self.param_groups:
+        scales = list(scale) if isinstance(scale, Sequence) else [float(scale)] * len(self.param_groups)
+        for group, own_scale in zip(self.param_groups, scales, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
                 self._prepare(p)
             for same in _alike(params, lambda p: (p.device, p.dtype, self.state[p]["step"], _grad(p).dtype)):
-                self._step_alike(group, same, scale)
+                self._step_alike(group, same, own_scale)
         return loss
 
     def _prepare(self, p: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Where a run begins: afresh, from weights that the command names, or where its last checkpoint left off.
 
 The same command goes on from its last checkpoint. What the command asks of the beginning (``restore_vqvae``,
-``restore_prior``, ``reset_opt``, ``reset_step``) has been done once by then, so it counts only where it differs from
-what the checkpoint's own run was told.
+``restore_vae``, ``restore_prior``, ``reset_opt``, ``reset_step``) has been done once by then, so it counts only where
+it differs from what the checkpoint's own run was told.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from songbloom.hyperparams import compare_architecture
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
 
-WORDS = {"vqvae": "a codec", "prior": "a prior"}
+WORDS = {"vqvae": "a codec", "vae": "a VAE", "prior": "a prior"}
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Beginning:
 
 def restore_key(kind: str) -> str:
     """The hyperparameter that names weights to begin with."""
-    return "restore_prior" if kind == "prior" else "restore_vqvae"
+    return f"restore_{kind}"
 
 
 def claim(folder: Path) -> None:
@@ -83,14 +83,29 @@ def find_beginning(folder: Path, hps: Mapping[str, Any], kind: str) -> Beginning
         distributed.say(f"{restore_key(kind)}={named} names other weights than {path} began with: starting from them")
         return Beginning()
     differences = compare_architecture(saved, hps, kind)
+    if kind == "vae":
+        differences += _other_discriminator(saved, hps)
     if differences:
         raise UserError(f"{path}: does not fit: {'; '.join(differences)}; choose another --name to start afresh")
     reset = any(hps[key] and not saved.get(key) for key in ("reset_opt", "reset_step"))
     return Beginning(path, content, whole=not reset)
 
 
+def _other_discriminator(saved: Mapping[str, Any], hps: Mapping[str, Any]) -> list[str]:
+    """In which ways the discriminator of a checkpoint is another than that asked for, as words."""
+    words = {False: "no discriminator", True: "a discriminator"}
+    there, asked = bool(saved.get("vae_adversarial")), bool(hps["vae_adversarial"])
+    if there is not asked:
+        return [f"vae_adversarial makes {words[asked]}, and the checkpoint has {words[there]}"]
+    return compare_architecture(saved, hps, "discriminator") if asked else []
+
+
 def _same_file(named: str, path: Path) -> bool:
     return Path(named).exists() and Path(named).samefile(path)
+
+
+def _same_tensors(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    return {name: tensor.shape for name, tensor in saved.items()} == {name: t.shape for name, t in own.items()}
 
 
 def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Path]) -> None:
@@ -98,7 +113,7 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
 
     Args:
         beginning: what :func:`find_beginning` found.
-        named: gives the local file of what ``restore_vqvae`` or ``restore_prior`` says.
+        named: gives the local file of what ``restore_vqvae``, ``restore_vae`` or ``restore_prior`` says.
     """
     content = beginning.content
     if content is not None and beginning.whole:
@@ -115,6 +130,9 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
         if content.get("optimizer") is None or content.get("kind") != state.task.kind:
             distributed.say(f"starting from the weights of {source}")
             return  # published weights, or weights alone
+        if not _same_tensors(content["model"], state.task.model.state_dict()):  # the codec's weights have been loaded
+            distributed.say(f"starting from the weights of {source}; discriminator and optimiser begin afresh")
+            return
     state.load_weights(content)
     parts = ["weights"]
     if not state.hps["reset_opt"]:

@@ -51,7 +51,8 @@ class TrainingState:
         self.task, self.hps, self.argv = task, hps, list(argv)
         parameters = list(task.model.parameters())
         self.parameters = [p for p in parameters if p.requires_grad] or parameters  # all are frozen in a mere test
-        self.adam = make_adam(self.parameters, hps, half_moments=task.precision.half_moments)
+        groups = task.groups(self.parameters)
+        self.adam = make_adam(groups, hps, half_moments=task.precision.half_moments)
         self.schedule = Schedule(hps)
         self.scaler = make_scaler(task.precision, hps)
         self.average = make_average(self.parameters, hps, distributed.world().size)

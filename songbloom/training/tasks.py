@@ -6,7 +6,7 @@ of audio into its inputs, tells which metrics matter, logs examples, and keeps w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,12 @@ Inputs = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loader gives: audio ``[N, T, 1]``, and label vectors int64 ``[N, width]`` or None."""
+    """What the loader gives.
+
+    Attributes:
+        audio: ``[N, T, C]``, in ``vae_channels`` for a VAE, else mono.
+        labels: vectors int64 ``[N, width]``, or None.
+    """
 
     audio: Tensor
     labels: Tensor | None = None
@@ -81,6 +86,13 @@ class Task(nn.Module):
     def amount(self, audio: Tensor) -> float:
         """How much of ``unit`` a batch holds."""
         raise NotImplementedError
+
+    def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The optimiser's groups of ``parameters``, whose gradients are clipped apart.
+
+        A group other than the first has a ``name`` for its gradient norm; ``lr_factor`` multiplies the learning rate.
+        """
+        return [{"params": list(parameters)}]
 
     def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
         """Log what went in and what the model makes of it (rank 0; the model is in eval mode, weights averaged)."""
@@ -155,6 +167,64 @@ class VQVAETask(Task):
         logger.audio("train_x_in", audio, step)
         for level, heard in enumerate(self.model.reconstruct(audio)):
             logger.audio(f"train_x_ds_start_{level}", heard, step)
+
+    def codebook_state(self) -> dict[str, Any] | None:
+        return self.model.codebook_state()
+
+    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.model.load_codebook_state(state)
+
+
+class VAETask(Task):
+    """Train the stereo VAE on audio, and its discriminator, where it has one, against it.
+
+    The two have groups of their own in the optimiser, with a learning rate and a clipping of their own; as neither's
+    gradients reach the other's weights, that is an optimiser for each.
+
+    Args:
+        vae: the VAE.
+        hps: hyperparameters; the loss weights are the VAE's own configuration.
+    """
+
+    kind = "vae"
+    unit = "audio-seconds"
+
+    def __init__(self, vae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None) -> None:
+        super().__init__(vae, hps, precision)
+        judged = ("adversarial_loss", "discriminator_loss") if self.model.discriminator is not None else ()
+        self.shown = ("loss", "spectral_loss", "l1_loss", "kl", *judged, "gn")
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(audio [N, T, C],)`` → the loss and the VAE's metrics.
+
+        With half precision the convolutions compute in it; latents' laws, spectra and losses stay float32.
+        """
+        audio = inputs[0]
+        assert audio is not None
+        half = self.precision.compute != torch.float32
+        with torch.autocast(audio.device.type, self.precision.compute) if half else nullcontext():
+            _, loss, metrics = self.model(audio)
+        return loss, dict(metrics)
+
+    def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+        judge = self.model.discriminator
+        if judge is None:
+            return super().groups(parameters)
+        judging = {id(parameter) for parameter in judge.parameters()}
+        ours, theirs = ([p for p in parameters if (id(p) in judging) is side] for side in (False, True))
+        wanted, lr = self.hps["vae_discriminator_lr"], self.hps["lr"]
+        factor = wanted / lr if wanted and lr else 1.0
+        return [{"params": ours}, {"params": theirs, "name": "discriminator", "lr_factor": factor}]
+
+    def amount(self, audio: Tensor) -> float:
+        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
+
+    @torch.no_grad()
+    def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
+        audio = batch.audio[: logger.max_log]
+        logger.audio("train_x_in", audio, step)
+        logger.audio("train_x_out", self.model.reconstruct(audio, bs_chunks=len(audio))[0], step)
 
     def codebook_state(self) -> dict[str, Any] | None:
         return self.model.codebook_state()

@@ -122,7 +122,9 @@ class Discriminator(nn.Module):
             adversarial = adversarial + F.relu(1 - judged.float()).mean()
             for want, got in zip(wanted, given, strict=True):
                 want = want.detach().float()
-                matching = matching + (want - got.float()).abs().mean() / want.abs().mean().clamp_min(1e-5)
+                # Relative for each item, so that a batch means the same however it is divided among ranks.
+                size = want.abs().flatten(1).mean(dim=1).clamp_min(1e-5)
+                matching = matching + ((want - got.float()).abs().flatten(1).mean(dim=1) / size).mean()
                 terms += 1
         scales = len(judged_real)
         return AdversarialLosses(adversarial / scales, matching / terms, discriminator / scales)

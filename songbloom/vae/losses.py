@@ -15,6 +15,8 @@ from torch import Tensor
 
 from songbloom.audio import spectral
 
+SILENCE = 1e-3  # -60 dB: convergence is relative to the target's norm, or that of noise so quiet if it is quieter
+
 
 def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
     """Twice the divergence of ``N(mean, std²)`` from ``N(0, 1)``, summed over the last axis, averaged over the others.
@@ -59,6 +61,9 @@ def spectral_losses(
 ) -> Tensor:
     """Spectral convergence plus mean difference of log magnitudes, averaged over the transforms and the batch.
 
+    Convergence is the distance relative to the target's norm; of a target quieter than :data:`SILENCE` it would be
+    beyond all measure, and a pause would decide the step, so there it is relative to that.
+
     Args:
         target: audio ``[N, T, C]``; no gradient flows to it.
         output: audio ``[N, T, C]``.
@@ -79,13 +84,16 @@ def spectral_losses(
         with torch.no_grad():
             reference = spectral.magnitudes(wanted.flatten(0, 1), stft)
         magnitude = spectral.magnitudes(given.flatten(0, 1), stft)
+        weights = torch.ones(stft.n_fft // 2 + 1, device=output.device)
         if perceptual:
             weights = a_weighting(stft.n_fft, sample_rate, output.device)
             reference, magnitude = reference * weights, magnitude * weights
+        window = torch.hann_window(stft.window_size, device=output.device)
+        quiet = SILENCE * (reference.shape[1] * window.square().sum() * weights.square().sum()).sqrt()
         norm, distance = _norm(reference), _norm(reference - magnitude)
         floor = spectral.LOG_FLOOR
         logarithms = ((reference + floor).log() - (magnitude + floor).log()).abs().flatten(1).mean(dim=1)
-        total = total + (spectral.convergence(distance, norm) + logarithms).view(shape).mean(dim=0)
+        total = total + (distance / norm.clamp_min(quiet) + logarithms).view(shape).mean(dim=0)
     return total / len(transforms)
 
 

@@ -24,7 +24,17 @@ def test_losses_are_the_papers_formulas() -> None:
     torch.testing.assert_close(got.discriminator, sum(hinge) / 2)
     torch.testing.assert_close(got.adversarial, sum(F.relu(1 - b[0]).mean() for b in bad) / 2)
     pairs = [pair for g, b in zip(good, bad, strict=True) for pair in zip(g[1], b[1], strict=True)]
-    torch.testing.assert_close(got.features, sum((x - y).abs().mean() / x.abs().mean() for x, y in pairs) / len(pairs))
+    apart = [(x[i] - y[i]).abs().mean() / x[i].abs().mean() for x, y in pairs for i in range(2)]
+    torch.testing.assert_close(got.features, sum(apart) / len(apart))
+
+
+def test_a_batch_means_the_same_however_it_is_divided() -> None:
+    judge, real, made = _judge(), sound(4, 300, 2), sound(4, 300, 2, seed=7)
+    real[2:] *= 0.1
+    whole = judge.losses(real, made)
+    halves = [judge.losses(real[part], made[part]) for part in (slice(2), slice(2, 4))]
+    for number, one, other in zip(whole, *halves, strict=True):
+        torch.testing.assert_close(number, (one + other) / 2)
 
 
 def test_gradients_do_not_mix() -> None:

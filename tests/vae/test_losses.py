@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from songbloom.audio import spectral
 from songbloom.audio.spectral import STFT
 from songbloom.vae import losses
 from tests.vae.tiny import sound
@@ -71,3 +72,30 @@ def test_silence_has_finite_loss_and_gradient() -> None:
     output = torch.zeros(1, 400, 2, requires_grad=True)
     _spectral(torch.zeros(1, 400, 2), output).sum().backward()
     assert output.grad is not None and output.grad.isfinite().all()
+
+
+def test_a_pause_does_not_decide_the_step() -> None:
+    """What is inaudible counts by how loud it is, not by how much louder than nothing."""
+    generator = torch.Generator().manual_seed(0)
+    hiss = torch.randn(1, 4000, 2, generator=generator)
+    pause = _convergence(1e-7 * hiss, 1e-5 * hiss.flip(1))
+    assert (pause < 0.05).all()
+    limit = losses.SILENCE * hiss  # sum and difference are louder by the root of two
+    assert _convergence(limit, 0 * hiss).tolist() == pytest.approx([1, 1, 1, 1], abs=0.03)
+    assert _convergence(0 * hiss, limit).tolist() == pytest.approx([2**0.5, 2**0.5, 1, 1], abs=0.05)
+
+
+def test_a_loud_target_is_measured_relative_to_itself() -> None:
+    target = sound(2, 4000, 2)
+    torch.testing.assert_close(_convergence(target, 0.5 * target), torch.full((4,), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(_convergence(0.2 * target, 0.1 * target), torch.full((4,), 0.5), atol=1e-3, rtol=0)
+
+
+def _convergence(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """The spectral loss without its logarithms."""
+    logarithms = []
+    for stft in TRANSFORMS:
+        views = [losses.stereo_views(audio).flatten(0, 1) for audio in (target, output)]
+        logs = [(spectral.magnitudes(view, stft) + spectral.LOG_FLOOR).log() for view in views]
+        logarithms.append((logs[0] - logs[1]).abs().flatten(1).mean(dim=1).view(len(target), -1).mean(dim=0))
+    return _spectral(target, output) - torch.stack(logarithms).mean(dim=0)

@@ -21,6 +21,7 @@ from songbloom.errors import UserError
 from songbloom.vae.config import VAEConfig
 
 BUNDLED = "vae.vae."  # where a file of the whole song model holds its VAE
+PUBLISHED_DILATIONS = (1, 3, 9)
 _PREFIXES = (BUNDLED, "vae.", "module.")
 
 _LAYER = re.compile(r"(?P<side>encoder|decoder)\.layers\.(?P<layer>\d+)\.(?P<rest>.+)")
@@ -251,3 +252,45 @@ def weights_of(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The state inside a loaded VAE checkpoint, which published files keep under ``state_dict``."""
     inner = content.get("state_dict", content)
     return inner if isinstance(inner, Mapping) else content
+
+
+def state_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The VAE's state inside any loaded checkpoint: ours, a published VAE's, or a whole song model's that holds one."""
+    ours = content.get("model")
+    state = ours if isinstance(ours, Mapping) else weights_of(content)
+    return bundled(state) or state
+
+
+def config_to_published(config: VAEConfig) -> dict[str, Any]:
+    """What :func:`config_from_published` reads, for other programs: the json that belongs beside a ``.ckpt``.
+
+    Raises:
+        UserError: dilations that the published format cannot tell.
+    """
+    if config.vae_dilations != PUBLISHED_DILATIONS:
+        raise UserError(
+            f"vae_dilations={config.vae_dilations}: published VAEs have {PUBLISHED_DILATIONS}, so other programs "
+            "could not read this one"
+        )
+    shared = {
+        "channels": config.vae_width,
+        "c_mults": list(config.vae_multipliers),
+        "strides": list(config.vae_strides),
+        "use_snake": True,
+    }
+    latents = config.vae_latent_dim
+    encoder = {"in_channels": config.vae_channels, "latent_dim": 2 * latents, **shared}
+    decoder = {"out_channels": config.vae_channels, "latent_dim": latents, "final_tanh": config.vae_final_tanh}
+    return {
+        "model_type": "autoencoder",
+        "sample_rate": config.sr,
+        "audio_channels": config.vae_channels,
+        "model": {
+            "encoder": {"type": "oobleck", "config": encoder},
+            "decoder": {"type": "oobleck", "config": {**decoder, **shared}},
+            "bottleneck": {"type": "vae"},
+            "latent_dim": latents,
+            "downsampling_ratio": config.hop_length,
+            "io_channels": config.vae_channels,
+        },
+    }
