@@ -251,10 +251,10 @@ class DecodingTransformer:
             qkv = layer.project(layer_norm(flat, *layer.attention_norm)).view(shape[0], shape[1], -1)
             q, k, v = (*qkv.split(self.config.state, dim=-1), None, None)[:3]
             a = attend_chunk(layer.function, self.geometry, entries, q, k, v, before)
-            flat = self._finish(layer, flat, a.reshape(flat.shape[0], -1))
+            flat = self.finish(layer, flat, a.reshape(flat.shape[0], -1))
         return flat.float().view(shape)
 
-    def _finish(self, layer: LayerWeights, x: torch.Tensor, a: torch.Tensor | None) -> torch.Tensor:
+    def finish(self, layer: LayerWeights, x: torch.Tensor, a: torch.Tensor | None) -> torch.Tensor:
         """The layer's output from its input and its attention before the output projection (None: zeros)."""
         y = x + layer.output.bias if a is None else layer.output.added_to(x, a)
         h = layer_norm(y, *layer.mlp_norm)
@@ -278,5 +278,5 @@ class DecodingTransformer:
                 keys, values = cache.keys[index][:, :, start:stop], cache.values[index][:, :, start:stop]
                 query = qkv.as_strided((n, heads, 1, d), (row, d, state, 1))
                 a = F.scaled_dot_product_attention(query, keys, values).reshape(n, state)
-            x = self._finish(layer, x, a)
+            x = self.finish(layer, x, a)
         return x

@@ -6,6 +6,8 @@ needed to calibrate anything. Source: Dettmers et al. 2022, *LLM.int8()*, sectio
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -13,6 +15,7 @@ from songbloom.errors import UserError, did_you_mean
 from songbloom.transformer.layers import activation_named
 
 QUANTIZATIONS = ("", "int8")
+FEW_ROWS = 16  # up to here a product with 8-bit weights as they are is the faster one
 
 
 def check_quantize(name: str) -> None:
@@ -37,6 +40,17 @@ def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantized(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight that int8 ``[out, in]`` and its scales ``[out]`` stand for."""
     return (weight.float() * scale[:, None]).to(dtype)
+
+
+@cache
+def can_multiply(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch has a product with 8-bit weights for the dtype on the device; tried on a small one."""
+    try:
+        weight, scales = torch.eye(32, device=device).to(torch.int8), torch.ones(32, dtype=dtype, device=device)
+        x = torch.arange(64, dtype=dtype, device=device).reshape(2, 32)
+        return torch.equal(torch._weight_int8pack_mm(x, weight, scales), x)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
 
 
 class QuantizedLinear:
@@ -65,6 +79,9 @@ class QuantizedLinear:
         self.activation = activation_named(activation) if activation else None
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] <= FEW_ROWS and can_multiply(self.dtype, x.device):
+            scales = self.scales.to(self.dtype)
+            return torch._weight_int8pack_mm(x, self.weight, scales) + self.bias
         # The weight in full exists only for the length of one call: no more memory than one layer's.
         return F.linear(x, dequantized(self.weight, self.scales, self.dtype), self.bias)
 

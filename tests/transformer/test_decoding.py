@@ -12,9 +12,11 @@ from torch import Tensor
 
 from songbloom.errors import UserError
 from songbloom.transformer import decoding
+from songbloom.transformer import quantized as quantized_room
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.cache import DecodingCache, slots
 from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, PlainLinear, can_pack, worth_packing
+from songbloom.transformer.static import StaticStep
 from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
 
 CPU = torch.device("cpu")
@@ -178,3 +180,48 @@ def test_mistakes_are_named() -> None:
     crossing = Transformer(TransformerConfig(**(SMALL | {"attn_order": 6, "depth": 4, "encoder_dims": 3})))
     with pytest.raises(UserError, match="encoder's output"):
         crossing.new_cache(1)
+
+
+@examples(40)
+@given(configs(), seeds, st.booleans(), st.integers(0, 20))
+def test_the_step_that_can_be_recorded_equals_the_whole(
+    config: TransformerConfig, seed: int, quantize: bool, known: int
+) -> None:
+    """As a CUDA graph would run it: the same function each time, with nothing but tensors changing."""
+    model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
+    decoder = DecodingTransformer(model, quantize="int8" if quantize else "")
+    cache, known = decoder.new_cache(2, encoder_kv=encoder_kv), min(known, config.n_ctx - 1)
+    steps = decoder.new_cache(2, encoder_kv=encoder_kv)
+    want = fed(decoder, steps, x, [1] * config.n_ctx)
+    if known:
+        decoder.extend(x[:, :known], cache)
+    step, position = StaticStep(decoder, cache), torch.tensor([known])
+    with torch.no_grad():
+        for t in range(known, config.n_ctx):
+            torch.testing.assert_close(step(x[:, t], position), want[:, t], rtol=1e-4, atol=5e-5)
+            position.add_(1)
+
+
+@pytest.mark.parametrize("few_rows", [0, 16])
+def test_int8_is_the_model_of_the_rounded_weights(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized_room, "FEW_ROWS", few_rows)
+    config = TransformerConfig(**(SMALL | {"width": 64}))
+    model, (x, _) = transformer(config, 0), inputs(config, 0)
+    decoder = DecodingTransformer(model, quantize="int8")
+    got = fed(decoder, decoder.new_cache(2), x, [7, *[1] * 17])
+    assert (got - model.forward(x)).abs().max() > 1e-4
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                rounded, scales = quantized_room.quantized(parameter)
+                assert (quantized_room.dequantized(rounded, scales) - parameter).abs().max() <= scales.max() / 2 + 1e-6
+                parameter.copy_(quantized_room.dequantized(rounded, scales))
+        torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    rounded, scales = quantized_room.quantized(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
+    assert torch.equal(rounded, torch.tensor([[0, 0], [64, -127]], dtype=torch.int8))
+    assert torch.equal(scales, torch.tensor([1.0, 2 / 127]))
+    with pytest.raises(UserError, match=r"quantize='int4': it is empty or int8"):
+        quantized_room.check_quantize("int4")

@@ -17,9 +17,9 @@ from songbloom.errors import UserError
 from songbloom.transformer.attention import Geometry
 from songbloom.transformer.blocks import Transformer, TransformerLayer
 from songbloom.transformer.cache import DecodingCache, step_window
-from songbloom.transformer.decoding import DecodingTransformer
+from songbloom.transformer.decoding import DecodingTransformer, LayerWeights, PlainLinear
 from songbloom.transformer.native import loader
-from songbloom.transformer.quantized import quantized
+from songbloom.transformer.quantized import QuantizedLinear, quantized
 
 FUNCTIONS = 8
 DTYPES = (torch.float32, torch.bfloat16)
@@ -76,13 +76,6 @@ class Map:
     bias: torch.Tensor | None
     scales: torch.Tensor | None = None
 
-    @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, quantize: str) -> Map:
-        bias = None if bias is None else bias.detach().float().contiguous()
-        if quantize:
-            return cls(*_swapped(*quantized(weight), bias))
-        return cls(weight.detach().to(dtype).contiguous(), bias)
-
     def written_to(self, to: _Linear) -> None:
         """The addresses; they hold as long as this does."""
         to.weight, to.kind = self.weight.data_ptr(), _KINDS[self.weight.dtype]
@@ -91,22 +84,19 @@ class Map:
         to.outputs, to.inputs = self.weight.shape
 
 
-def _swapped(
-    weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    return weight, bias, scales
-
-
 class _Weights:
-    """One layer's, kept alive here."""
+    """One layer's, kept alive here; they are those that a prompt is read with."""
 
-    def __init__(self, layer: TransformerLayer, dtype: torch.dtype, quantize: str) -> None:
+    def __init__(self, layer: TransformerLayer, prompt: LayerWeights) -> None:
         attention, mlp = layer.attention, layer.mlp
         project = attention.query if attention.crosses else attention.query_key_value
-        self.maps = {
-            name: Map.of(module.weight, module.bias, dtype, quantize)
-            for name, module in (("project", project), ("output", attention.output), ("up", mlp.up), ("down", mlp.down))
-        }
+        modules = {"project": project, "output": attention.output, "up": mlp.up, "down": mlp.down}
+        self.maps = {}
+        for name, module in modules.items():
+            prepared = getattr(prompt, name)
+            assert isinstance(prepared, PlainLinear | QuantizedLinear)
+            scales = prepared.scales if isinstance(prepared, QuantizedLinear) else None
+            self.maps[name] = Map(prepared.weight.contiguous(), module.bias.detach().float(), scales)
         self.norms = {
             name: tensor.detach().float().contiguous()
             for prefix, module in (("norm", layer.attention_norm), ("mlp_norm", layer.mlp_norm))
@@ -138,9 +128,11 @@ class NativeTransformer:
         self.library = found
         self.config, self.dtype, self.quantize = transformer.config, dtype, quantize
         self.geometry: Geometry = self.config.geometry
-        self.weights = [_Weights(layer, dtype, quantize) for layer in transformer.stack]
-        # A prompt goes through torch's matrix products, with weights that are the same numbers.
+        # A prompt goes through torch's matrix products, with the same weights.
         self._prompt = DecodingTransformer(transformer, dtype, quantize=quantize, packed=False)
+        self.weights = [
+            _Weights(layer, prompt) for layer, prompt in zip(transformer.stack, self._prompt.layers(1), strict=True)
+        ]
         self._functions: Sequence[int] = sorted({weights.function for weights in self.weights})
         self._transformer = transformer
 
@@ -296,4 +288,7 @@ def _rows(added: torch.Tensor | None, batch: int) -> torch.Tensor | None:
 
 def head_map(weight: torch.Tensor, quantize: str) -> Map:
     """The output layer ``[bins, width]``: float32 whatever the transformer computes in, or 8 bits where asked for."""
-    return Map.of(weight, None, torch.float32, quantize)
+    if quantize:
+        rounded, scales = quantized(weight)
+        return Map(rounded, None, scales)
+    return Map(weight.detach().float().contiguous(), None)
