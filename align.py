@@ -168,6 +168,7 @@ def load(options: Hyperparams) -> Model:
         overrides["label_tables"] = options.label_tables
     parts = parts_of(options.model)
     top = len(parts) - 2
+    find_weights(options.model, overrides, [top], checkpoints=checkpoints, download=False)
     _, (sizes,) = make_model(options.model, "meta", overrides, [top], checkpoints=checkpoints)
     if not sizes.lyric_heads():
         raise UserError(

@@ -7,34 +7,30 @@ add a line to :data:`MODELS`, codec first, then the priors from level 0 (the fin
 from __future__ import annotations
 
 import hashlib
-import http.client
-import os
-import socket
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
 from songbloom import __version__
 from songbloom.data.label_tables import LabelTables, table_files
 from songbloom.data.labels import Labeller
-from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import Hyperparams, architecture_keys, compare_architecture
 from songbloom.prior.prior import Prior, PriorConfig
+from songbloom.published import fetch as downloads
+from songbloom.published.fetch import fetch
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
 from songbloom.published.songbloom import vae as published_vae
 from songbloom.training import checkpoint
 from songbloom.training.labelling import LABEL_IDS, complete_vocabulary, labeller_of, version_of
+from songbloom.training.stored import Stored, fill
 from songbloom.vae.vae import VAE, VAEConfig
 from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
@@ -52,11 +48,9 @@ MODELS: dict[str, tuple[str, ...]] = {
     "tiny_lyrics": ("tiny_vqvae", "tiny_upsampler", "tiny_lyrics_prior"),
 }
 
-REMOTE_PREFIX = "https://openaipublic.azureedge.net/"
 _TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior, "vae": published_vae}
 _OF_LYRICS = ("lyrics_english", "lyrics_reading")  # these decide no shape, but which words are meant
 _Model = TypeVar("_Model", bound=nn.Module)
-_CHUNK = 1 << 20  # bytes read from the network at once
 
 # Besides tensors and plain values, files of the Jukebox release and of those who trained with it may hold its dict of
 # hyperparameters (read as a plain dict) and numpy numbers. None of these runs code when it is read.
@@ -124,20 +118,31 @@ def make_vae(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> VAE:
     return _ready(vae, device, training)
 
 
-def make_prior(hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str = "cpu") -> Prior:
+def make_prior(
+    hps: Mapping[str, Any], vqvae: VQVAE, device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
+) -> Prior:
     """The prior of level ``hps.level`` over the codes of ``vqvae``, with weights from ``restore_prior`` if given.
 
-    In training mode with raw weights when ``hps`` trains a prior, otherwise frozen, in eval mode, with averaged ones.
+    In training mode with raw weights when ``hps`` trains a prior, otherwise frozen, in eval mode, with averaged ones,
+    which are loaded tensor by tensor: what is in memory is never more than the model and one tensor of it.
+
+    Args:
+        hps: the merged hyperparameters.
+        vqvae: the codec; its sizes are enough.
+        device: where to put it.
+        dtype: what the matrices of a frozen prior are kept in; None: float32.
 
     Raises:
         UserError: as :func:`make_vqvae`; also labels that are asked for without label tables.
     """
     check_prior({**hps, "levels": vqvae.levels})
-    with _building(hps, device):
-        prior = Prior(PriorConfig.from_hps(hps), vqvae)
     training = bool(hps.get("train")) and bool(hps.get("prior"))
+    arrives = bool(hps["restore_prior"]) and not training  # so there is nothing to draw, nor to make room for
+    with _building(hps, "meta" if arrives else device):
+        prior = Prior(PriorConfig.from_hps(hps), vqvae)
     if str(device) != "meta":
-        content = restore(prior, hps["restore_prior"], "prior", hps=hps, weights="raw" if training else "ema")
+        weights = "raw" if training else "ema"
+        content = restore(prior, hps["restore_prior"], "prior", hps=hps, weights=weights, dtype=dtype, device=device)
         saved = (content or {}).get("hps")
         codec = saved.get("codec") if isinstance(saved, Mapping) else None
         if codec and not training and codec != fingerprint(vqvae):
@@ -189,10 +194,12 @@ def find_weights(
     levels: Iterable[int] | None = None,
     *,
     checkpoints: Mapping[str, str] | None = None,
+    download: bool = True,
 ) -> dict[str, Path]:
     """The local file of the weights of each part that :func:`make_model` would load with the same arguments.
 
-    Published files are downloaded now, so that what is missing is known before hours of work.
+    Published files are downloaded now, so that what is missing is known before hours of work; without ``download``
+    they are taken to be where they will be.
 
     Raises:
         UserError: as :func:`make_model`; a file that is not there.
@@ -203,8 +210,9 @@ def find_weights(
     found = {}
     for name, key in [(codec_set, "restore_vqvae"), *((prior_sets[level], "restore_prior") for level in wanted)]:
         values = setup_hparams((codec_set, name), overrides, f"model {model!r}")
-        found[name] = fetch((checkpoints or {}).get(name) or _weights_of(name, key, values, overrides))
-        if not found[name].is_file():
+        path = (checkpoints or {}).get(name) or _weights_of(name, key, values, overrides)
+        found[name] = fetch(path) if download else downloads.target_of(path)
+        if not found[name].is_file() and (download or not downloads.is_address(path)):
             raise UserError(f"{found[name]}: no such file; it should hold the weights of {name}")
     return found
 
@@ -218,6 +226,7 @@ def make_model(
     checkpoints: Mapping[str, str] | None = None,
     restored: bool = True,
     vqvae: VQVAE | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[VQVAE, list[Prior]]:
     """A whole model for sampling: its codec and its priors, restored.
 
@@ -232,6 +241,7 @@ def make_model(
         checkpoints: name of a set → the file (or published address) with its weights.
         restored: False leaves the weights random, to measure or to test.
         vqvae: the model's codec, where it has been loaded already.
+        dtype: what the matrices of priors are kept in; None: float32.
 
     Returns:
         The codec and the priors of the wanted levels, finest first.
@@ -255,7 +265,7 @@ def make_model(
             f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
         )
     vqvae = vqvae or make_vqvae(codec_hps, device)
-    priors = [make_prior(merged(prior_sets[level]), vqvae, device) for level in wanted]
+    priors = [make_prior(merged(prior_sets[level]), vqvae, device, dtype=dtype) for level in wanted]
     for level, prior in zip(wanted, priors, strict=True):
         if prior.level != level:
             raise UserError(f"model {model!r}: {prior_sets[level]} stands at level {level} but models {prior.level}")
@@ -301,7 +311,11 @@ def _weights_of(
         return str(given)
     path = Path(values["local_logdir"]) / name / checkpoint.LATEST
     if must_exist and not path.is_file():
-        raise UserError(f"{path}: no weights of {name} there: train it (python train.py --hps={name},… --name={name})")
+        sets, prior = (name, "") if key == "restore_vqvae" else (f"CODEC,{name}", " --prior --restore_vqvae=…")
+        raise UserError(
+            f"{path}: no weights of {name} there: train it (python train.py --hps={sets} --name={name}{prior} "
+            "--audio_files_dir=SONGS --train …, see docs/training.md), or give --restore_vqvae and --restore_prior"
+        )
     return str(path)
 
 
@@ -311,9 +325,9 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     What the person gives for sampling stays, and is compared when the weights are loaded.
     """
     local = Path(path)
-    if path.startswith(REMOTE_PREFIX) or not local.is_file():
+    if downloads.is_address(path) or not local.is_file():
         return
-    content = _read(local, verify=False)  # restoring verifies it
+    content = _open(local, verify=False).content  # restoring verifies it
     saved = content.get("hps")
     if content.get("kind") != kind or not isinstance(saved, Mapping):
         return
@@ -344,10 +358,10 @@ def _ready(model: _Model, device: torch.device | str, training: bool) -> _Model:
 def tables_of(path: str, version: int) -> LabelTables | None:
     """The id tables of the prior whose weights are at ``path``: those in its checkpoint, or beside it.
 
-    Tables beside published weights are fetched as these are; all ranks call it together.
+    Nothing is fetched: publishers keep their tables elsewhere. What lies beside the place of a download counts.
 
     Args:
-        path: a file, an address under :data:`REMOTE_PREFIX`, or empty.
+        path: a file, the address of a published one, or empty.
         version: of the tables, 2 or 3.
 
     Raises:
@@ -355,21 +369,15 @@ def tables_of(path: str, version: int) -> LabelTables | None:
     """
     if not path:
         return None
-    if not path.startswith(REMOTE_PREFIX):
+    if not downloads.is_address(path):
         local = Path(path)
-        saved = _read(local, verify=False).get("hps") if local.is_file() else None
+        saved = _open(local, verify=False).content.get("hps") if local.is_file() else None
         if isinstance(saved, Mapping) and LABEL_IDS in saved:
             return LabelTables.from_plain(saved[LABEL_IDS])
-    found = []
-    for name in table_files(version):
-        beside = f"{path.rpartition('/')[0]}/{name}" if "/" in path else name
-        try:
-            found.append(fetch(beside))
-        except UserError:
-            return None
-        if not found[-1].is_file():
-            return None
-    return LabelTables.read(found[0], found[1], version)
+    artists, genres = (downloads.target_of(path).parent / name for name in table_files(version))
+    if not (artists.is_file() and genres.is_file()):
+        return None
+    return LabelTables.read(artists, genres, version)
 
 
 def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] | None = None) -> Labeller | None:
@@ -395,7 +403,7 @@ def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] 
         tables = tables_of(path, version)
     if tables is None:
         artist, genre = table_files(version)
-        place = fetch_target(path).parent
+        place = downloads.target_of(path).parent
         raise UserError(
             f"{path or 'this prior'}: nothing tells which numbers its artists and genres have: put {artist} and "
             f"{genre} into {place}, or give --label_tables=FOLDER (for published models they lie in jukebox/data/ids "
@@ -423,16 +431,20 @@ def restore(
     *,
     hps: Mapping[str, Any] | None = None,
     weights: str = "ema",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any] | None:
     """Load weights into a codec or a prior, from our own checkpoints or from published ones, which are translated.
 
     Args:
         module: a :class:`VQVAE`, a :class:`VAE` or a :class:`Prior`; all of its tensors must be in the file and no
             others, but for a VAE's discriminator, which is left as it is.
-        path: a file, an address under :data:`REMOTE_PREFIX` (downloaded once), or empty: nothing is done.
+        path: a file, the address of a published one (downloaded once), or empty: nothing is done.
         kind: ``"vqvae"``, ``"vae"`` or ``"prior"``.
         hps: if given, the file's own hyperparameters must describe the same architecture.
         weights: ``"ema"`` takes the averaged weights where the file has them, ``"raw"`` those of training.
+        dtype, device: for a module on the meta device, which gets its tensors tensor by tensor: what matrices are kept
+            in (None: float32), and where. On a CPU these are pages of the file itself, where the type is the same.
 
     Returns:
         What the file holds besides weights is in the same dict; None for an empty path.
@@ -443,8 +455,9 @@ def restore(
     if not str(path):
         return None
     local = fetch(str(path))
-    content = _read(local)
-    state = _state_of(content, kind, local, weights, module)
+    stored = _open(local)
+    content: dict[str, Any] = stored.content
+    state = _state_of(stored, kind, local, weights, module)
     saved = content.get("hps")
     if hps is not None and isinstance(saved, Mapping):
         mismatches = compare_architecture(saved, hps, kind)
@@ -452,11 +465,12 @@ def restore(
             raise UserError(f"{local}: made with other settings: {'; '.join(mismatches)}; give --hps as it was trained")
     if isinstance(module, VAE):
         try:
-            module.load_codec(state)
+            module.load_codec({name: stored.numbers(tensor) for name, tensor in state.items()})
         except UserError as error:
             raise UserError(f"{local}: {error}") from error
     else:
-        _load_strictly(module, state, local)
+        _check_fit(module, state, local)
+        fill(module, state, stored, dtype=dtype, device=device)
     return content
 
 
@@ -498,17 +512,21 @@ def save(
     checkpoint.save(path, content)
 
 
-def _read(path: Path, verify: bool = True) -> dict[str, Any]:
+def _open(path: Path, verify: bool = True) -> Stored:
+    """A checkpoint, ours or a published one, whose tensors stay on disk until they are asked for."""
     try:
+        if verify:
+            downloads.look_over(path)
         with torch.serialization.safe_globals(_HARMLESS):
-            return checkpoint.load(path, verify=verify, mmap=True)
+            return checkpoint.open_file(path, verify=verify and not downloads.was_checked(path))
     except UserError as error:
-        downloaded = path.is_relative_to(cache_folder())
+        downloaded = path.is_relative_to(downloads.cache_folder()) and "delete the file" not in str(error)
         raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
 
 
-def _state_of(content: Mapping[str, Any], kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:
+def _state_of(stored: Stored, kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:
     """The weights in a checkpoint, under our names."""
+    content = stored.content
     state = published_vae.state_in(content) if kind == "vae" else content.get("model")
     if not state or not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no weights under the key 'model'; is it the checkpoint of a model?")
@@ -521,6 +539,11 @@ def _state_of(content: Mapping[str, Any], kind: str, path: Path, weights: str, m
     if _TRANSLATORS[kind].is_published(state):
         try:
             if isinstance(module, Prior):
+                looked_at = (
+                    published_prior.EMBEDDING,
+                    published_prior.OUTPUT,
+                )  # of these numbers count, not names alone
+                state |= {name: stored.numbers(state[name]) for name in looked_at if name in state}
                 return published_prior.from_published(state, tied=not module.config.merged_decoder)
             if isinstance(module, VAE):
                 return published_vae.from_published(state)
@@ -532,7 +555,8 @@ def _state_of(content: Mapping[str, Any], kind: str, path: Path, weights: str, m
     return state
 
 
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not exactly the module's, before anything of it is touched."""
     own = module.state_dict()
     problems = {
         "missing": [name for name in own if name not in state],
@@ -550,90 +574,3 @@ def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -
     ]
     if told:
         raise UserError(f"{path}: does not fit this model: {'; '.join(told)}; give --hps as it was trained")
-    module.load_state_dict(state)
-
-
-# --- published files ------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$SONGBLOOM_CACHE``, by default ``~/.cache/songbloom``."""
-    return Path(os.environ.get("SONGBLOOM_CACHE") or Path.home() / ".cache" / "songbloom")
-
-
-def fetch(path: str) -> Path:
-    """The local file of ``path``; an address under :data:`REMOTE_PREFIX` is downloaded unless it is there already.
-
-    One rank of each host downloads while the others wait.
-
-    Raises:
-        UserError: another address, or a download that failed; every rank raises it.
-    """
-    if not path.startswith(REMOTE_PREFIX):
-        if "://" in path:
-            raise UserError(f"{path}: only addresses under {REMOTE_PREFIX} are downloaded; give a file instead")
-        return Path(path)
-    target = fetch_target(path)
-    problem = None
-    if world().local_rank == 0 and not target.is_file():
-        try:
-            _download(path, target)
-        except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
-            reason = getattr(error, "reason", None) or error
-            problem = f"{path}: download failed ({reason}); try again, or put the file at {target}"
-    problems = [each for each in gather_objects(problem) if each]
-    if problems:
-        raise UserError(problems[0])
-    return target
-
-
-def fetch_target(path: str) -> Path:
-    """Where the file of an address is kept, or ``path`` itself if it is none.
-
-    Raises:
-        UserError: an address that names no file.
-    """
-    if not path.startswith(REMOTE_PREFIX):
-        return Path(path)
-    relative = PurePosixPath(path.removeprefix(REMOTE_PREFIX))
-    if ".." in relative.parts or not relative.name:
-        raise UserError(f"{path}: not the address of a file")
-    return cache_folder() / relative
-
-
-def _download(address: str, target: Path) -> None:
-    """Download beside ``target`` and rename; a partial file of an earlier try is continued.
-
-    Raises:
-        OSError: the network or the disk failed, or the size is not what the server said.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{socket.gethostname()}.partial")
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing lies beyond what is there, so it is no good beginning
-            raise
-        partial.unlink()
-        return _download(address, target)
-    with response:
-        if response.status != 206:
-            have = 0  # the server sends the whole file
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with partial.open("ab" if have else "wb") as file:
-            _copy(response, file, have, total, target.name)
-    size = partial.stat().st_size
-    if total is not None and size != total:
-        raise OSError(f"got {size} of {total} bytes")
-    partial.replace(target)
-
-
-def _copy(source: Any, file: BinaryIO, have: int, total: int | None, name: str) -> None:
-    """All of ``source`` into ``file``, with a progress bar on rank 0."""
-    with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=not world().is_main) as bar:
-        while chunk := source.read(_CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))

@@ -64,7 +64,8 @@ def prepare(options: Hyperparams) -> Job:
     overrides, checkpoints = model_files(options)
     levels = len(parts_of(options.model)) - 1
     to_write = request.levels_to_write(options, levels)
-    # Sizes come first: what cannot be built is refused before anything is downloaded.
+    # What is missing on this disk, and what cannot be built, is refused before anything is downloaded.
+    find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
@@ -155,4 +156,4 @@ def find_labellers(
 
 
 if __name__ == "__main__":
-    distributed.run(main)
+    distributed.run(main, interrupted="interrupted; the same command goes on from here")

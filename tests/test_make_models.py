@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
-import subprocess
 import sys
-import sysconfig
-import threading
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -370,127 +365,3 @@ class TestModels:
             make_model("short", restored=False)
         with pytest.raises(UserError, match="tiny_prior stands at level 0 but models 1"):
             make_model("crossed", restored=False)
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves ``content`` for every path that ends in ``.tar``; counts, and can break off or lie about the size."""
-
-    content = b""
-    requests: list[str]
-    broken_off_at: int | None = None
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.requests.append(f"{self.path} {wanted}")
-        if not self.path.endswith(".tar"):
-            self.send_error(404)
-            return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        if start >= len(self.server.content):
-            self.send_error(416)
-            return
-        body = self.server.content[start:]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.server.broken_off_at is not None:
-            body = body[: self.server.broken_off_at]
-        self.wfile.write(body)
-
-    def log_message(self, *words: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    """A server in the place of the published one, and an empty cache folder."""
-    with Server(("127.0.0.1", 0), Handler) as running:
-        running.requests = []
-        monkeypatch.setattr(make_models, "REMOTE_PREFIX", f"http://127.0.0.1:{running.server_port}/")
-        monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path / "cache"))
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
-
-
-class TestDownload:
-    def test_once_and_then_from_the_cache(self, server: Server, tmp_path: Path) -> None:
-        trained = different(build("vqvae"))
-        save(trained, tmp_path / "x.tar", "vqvae", settings("vqvae"), published=True)
-        server.content = (tmp_path / "x.tar").read_bytes()
-        address = f"{make_models.REMOTE_PREFIX}jukebox/models/x.tar"
-        for _ in range(2):
-            assert same(trained, build("vqvae", restore_vqvae=address))
-        assert server.requests == ["/jukebox/models/x.tar None"]
-        assert [path.name for path in (tmp_path / "cache" / "jukebox" / "models").iterdir()] == ["x.tar"]
-
-    def test_one_that_breaks_off_is_not_trusted_and_goes_on(self, server: Server, tmp_path: Path) -> None:
-        server.content = bytes(range(256)) * 40
-        server.broken_off_at = 1000
-        address = f"{make_models.REMOTE_PREFIX}x.tar"
-        with pytest.raises(UserError, match=r"x\.tar: download failed \(.*\); try again, or put the file at .*x\.tar"):
-            make_models.fetch(address)
-        assert not (tmp_path / "cache" / "x.tar").exists()
-        server.broken_off_at = None
-        assert make_models.fetch(address).read_bytes() == server.content
-        assert server.requests == ["/x.tar None", "/x.tar bytes=1000-"]
-
-    def test_a_partial_file_that_is_too_long_is_fetched_anew(self, server: Server, tmp_path: Path) -> None:
-        server.content = b"short"
-        server.broken_off_at = 3
-        address = f"{make_models.REMOTE_PREFIX}x.tar"
-        with pytest.raises(UserError):
-            make_models.fetch(address)
-        (partial,) = (tmp_path / "cache").iterdir()
-        partial.write_bytes(b"longer than it should be")
-        server.broken_off_at = None
-        assert make_models.fetch(address).read_bytes() == b"short"
-
-    def test_a_damaged_download_says_to_delete_it(self, server: Server) -> None:
-        server.content = b"PK not a checkpoint"
-        with pytest.raises(UserError, match="delete the file to download it again"):
-            build("vqvae", restore_vqvae=f"{make_models.REMOTE_PREFIX}x.tar")
-
-    def test_addresses_that_cannot_be(self, server: Server) -> None:
-        with pytest.raises(UserError, match=r"download failed \(Not Found\)"):
-            make_models.fetch(f"{make_models.REMOTE_PREFIX}missing")
-        with pytest.raises(UserError, match="only addresses under"):
-            make_models.fetch("https://example.org/x.tar")
-        with pytest.raises(UserError, match="not the address of a file"):
-            make_models.fetch(f"{make_models.REMOTE_PREFIX}../x.tar")
-        server.shutdown()
-        server.server_close()
-        with pytest.raises(UserError, match=r"download failed \(.*refused"):
-            make_models.fetch(f"{make_models.REMOTE_PREFIX}x.tar")
-
-    def test_one_rank_of_a_host_downloads_and_a_failure_ends_all(self, server: Server, tmp_path: Path) -> None:
-        server.content = b"some bytes" * 1000
-        program = tmp_path / "program.py"
-        program.write_text(
-            "import sys, make_models\n"
-            "from songbloom import distributed\n"
-            f"make_models.REMOTE_PREFIX = {make_models.REMOTE_PREFIX!r}\n"
-            "def main():\n"
-            "    distributed.start('cpu')\n"
-            "    path = make_models.fetch(make_models.REMOTE_PREFIX + sys.argv[1])\n"
-            "    sizes = distributed.gather_objects(path.stat().st_size)\n"
-            "    distributed.say('sizes', sizes)\n"
-            "distributed.run(main)\n"
-        )
-        mpiexec = Path(sysconfig.get_path("scripts")) / "mpiexec"
-
-        def ranks(name: str) -> subprocess.CompletedProcess[str]:
-            command = [str(mpiexec), "-n", "2", sys.executable, str(program), name]
-            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-        done = ranks("x.tar")
-        assert done.returncode == 0, done.stderr
-        assert "sizes [10000, 10000]" in done.stdout
-        assert server.requests == ["/x.tar None"]
-        failed = ranks("missing")
-        assert failed.returncode == 2
-        assert (failed.stdout + failed.stderr).count("download failed (Not Found)") == 1

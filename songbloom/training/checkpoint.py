@@ -23,6 +23,7 @@ import torch
 from songbloom.errors import UserError
 from songbloom.files import write_text, written_beside
 from songbloom.hyperparams import to_json
+from songbloom.training.stored import Stored, is_stream, open_stream
 
 FORMAT = 1
 SUFFIX = ".pth.tar"
@@ -91,6 +92,15 @@ def load(path: Path | str, *, verify: bool = True, mmap: bool = False) -> dict[s
     Raises:
         UserError: it is not there, damaged, cut short, not a checkpoint, or of a newer format than this version reads.
     """
+    return _content(path, verify=verify, mmap=mmap).content
+
+
+def open_file(path: Path | str, *, verify: bool = True) -> Stored:
+    """Open a checkpoint whose tensors stay on disk until they are asked for; otherwise as :func:`load`."""
+    return _content(path, verify=verify, mmap=True, streams=True)
+
+
+def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = False) -> Stored:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
@@ -98,19 +108,23 @@ def load(path: Path | str, *, verify: bool = True, mmap: bool = False) -> dict[s
         is_zip = zipfile.is_zipfile(path)
         if verify and is_zip:
             _verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+        if streams and not is_zip and is_stream(path):
+            stored = open_stream(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+            stored = Stored(content, mapped=mmap and is_zip)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
     except MemoryError:
         raise
     except Exception as error:  # bytes that are no checkpoint can make an unpickler raise anything
         raise UserError(f"{path}: damaged or cut short ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint (it holds a {type(content).__name__}, not a dict)")
-    number = content.get("format", FORMAT)
+    if not isinstance(stored.content, dict):
+        raise UserError(f"{path}: not a checkpoint (it holds a {type(stored.content).__name__}, not a dict)")
+    number = stored.content.get("format", FORMAT)
     if not isinstance(number, int) or number > FORMAT:
         raise UserError(f"{path}: written in format {number} by a newer version; this one reads up to {FORMAT}")
-    return content
+    return stored
 
 
 def _first_line(error: BaseException) -> str:

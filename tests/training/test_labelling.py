@@ -15,6 +15,7 @@ from songbloom.data.label_tables import LabelTables
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE, compare_architecture
+from songbloom.published import fetch
 from songbloom.training import checkpoint
 from songbloom.training.labelling import complete_labels, complete_vocabulary, labeller_of
 from tests.training.runs import built, latest, write_songs
@@ -183,15 +184,8 @@ def test_tables_beside_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert make_models.tables_of(str(weights), 3) == tables
     assert make_models.tables_of(str(weights), 2) is None and make_models.tables_of("", 3) is None
     monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path / "cache"))
-    fetched = []
-
-    def download(address: str, target: Path) -> None:
-        fetched.append(address)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("unknown;0\nmei;1\n")
-
-    monkeypatch.setattr(make_models, "_download", download)
-    address = f"{make_models.REMOTE_PREFIX}jukebox/models/1b_lyrics/prior_level_2.pth.tar"
-    found = make_models.tables_of(address, 3)
-    assert found is not None and found.artists == {"unknown": 0, "mei": 1}
-    assert [each.rpartition("/")[2] for each in fetched] == ["v3_artist_ids.txt", "v3_genre_ids.txt"]
+    monkeypatch.setattr(fetch, "_download", None)  # a publisher's tables are not where its weights are
+    address = f"{fetch.REMOTE_PREFIX}jukebox/models/1b_lyrics/prior_level_2.pth.tar"
+    assert make_models.tables_of(address, 3) is None
+    tables.write(fetch.target_of(address).parent)
+    assert make_models.tables_of(address, 3) == tables

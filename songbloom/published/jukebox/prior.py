@@ -51,18 +51,18 @@ _TRANSFORMERS = {
     "prime_prior.transformer.": "lyric_encoder.model.transformer.",
 }
 _UPSAMPLE = ("conditioner_blocks.0.cond.", "conditioner.upsample.")
-_EMBEDDING, _OUTPUT = "prior.x_emb.weight", "prior.x_out.weight"
+EMBEDDING, OUTPUT = "prior.x_emb.weight", "prior.x_out.weight"
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
     """Whether ``state`` has a published prior's names (a leading ``module.`` allowed)."""
-    return any(key.removeprefix("module.") == _EMBEDDING for key in state)
+    return any(key.removeprefix("module.") == EMBEDDING for key in state)
 
 
 def is_tied(state: Mapping[str, Tensor]) -> bool:
     """Whether a published state's output layer is its embedding: one tensor or, where there is data, equal numbers."""
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    output, embedding = state.get(_OUTPUT), state[_EMBEDDING]
+    output, embedding = state.get(OUTPUT), state[EMBEDDING]
     if output is None or output is embedding:
         return True
     if output.shape != embedding.shape or output.is_meta or embedding.is_meta:
@@ -71,7 +71,7 @@ def is_tied(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_published(state: Mapping[str, Tensor], *, tied: bool | None = None) -> State:
-    """A published prior's state under our names; a leading ``module.`` is dropped.
+    """A published prior's state under our names, as views; a leading ``module.`` is dropped.
 
     Args:
         state: the published ``model``.
@@ -82,12 +82,12 @@ def from_published(state: Mapping[str, Tensor], *, tied: bool | None = None) -> 
         UserError: a name that no published prior has, or an output layer that ``tied`` denies.
     """
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    if _EMBEDDING not in state:
-        raise UserError(f"{_EMBEDDING!r} is missing: this is no checkpoint of a published prior")
+    if EMBEDDING not in state:
+        raise UserError(f"{EMBEDDING!r} is missing: this is no checkpoint of a published prior")
     if tied is None:
         tied = is_tied(state)
-    elif tied and not (state.get(_OUTPUT, state[_EMBEDDING]).is_meta or is_tied(state)):
-        raise UserError(f"{_OUTPUT!r} differs from {_EMBEDDING!r}: this checkpoint needs --merged_decoder=True")
+    elif tied and not (state.get(OUTPUT, state[EMBEDDING]).is_meta or is_tied(state)):
+        raise UserError(f"{OUTPUT!r} differs from {EMBEDDING!r}: this checkpoint needs --merged_decoder=True")
     ours: State = {}
     block: State = {}
     for theirs, mine in _TRANSFORMERS.items():
@@ -99,10 +99,10 @@ def from_published(state: Mapping[str, Tensor], *, tied: bool | None = None) -> 
         if key.startswith(_UPSAMPLE[0]):
             block[key.removeprefix(_UPSAMPLE[0])] = tensor
         elif key in _TURNED:
-            ours[_TURNED[key]] = tensor.t().contiguous()
+            ours[_TURNED[key]] = tensor.t()
         elif key not in _NAMES:
             raise UserError(f"{key!r} is no name of a published prior's weights: is this another model's checkpoint?")
-        elif not (key == _OUTPUT and tied):
+        elif not (key == OUTPUT and tied):
             ours[_NAMES[key]] = tensor
     ours |= {_UPSAMPLE[1] + key: tensor for key, tensor in upsampling_block_from_published(block).items()}
     return ours
@@ -135,7 +135,7 @@ def to_published(state: Mapping[str, Tensor], *, container: str = "blocks") -> S
             published[_OURS[key]] = tensor
         else:
             raise UserError(f"{key!r} is no name of our prior's weights: give the state_dict of a songbloom Prior")
-    if _EMBEDDING in published:
-        published.setdefault(_OUTPUT, published[_EMBEDDING])
+    if EMBEDDING in published:
+        published.setdefault(OUTPUT, published[EMBEDDING])
     published |= {_UPSAMPLE[0] + key: t for key, t in upsampling_block_to_published(block, container).items()}
     return published

@@ -1,8 +1,8 @@
 """Names and layouts of a transformer's weights as Jukebox's checkpoints have them, and as they are here.
 
 Published matrices are ``[in, out]``, ours ``[out, in]``. Both directions only rename and transpose, so they are exact
-and work on meta tensors. The state dicts have no prefix: ``_attn_mods.0.attn.c_attn.w`` against
-``layers.0.attention.query_key_value.weight``.
+and work on meta tensors. Ours are views of the published ones, so that nothing is copied before it is wanted. The state
+dicts have no prefix: ``_attn_mods.0.attn.c_attn.w`` against ``layers.0.attention.query_key_value.weight``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def from_published(state: State) -> State:
         layer, module, kind = match.groups() if match else ("", "", "")
         linear = {**(_CROSS_ATTENTION if layer in cross else _ATTENTION), **_MLP}.get(module)
         if linear and kind in ("w", "b"):
-            ours[f"layers.{layer}.{linear}.{'weight' if kind == 'w' else 'bias'}"] = _turned(tensor, kind == "w")
+            ours[f"layers.{layer}.{linear}.{'weight' if kind == 'w' else 'bias'}"] = (
+                tensor.t() if kind == "w" else tensor
+            )
         elif module in _NORMS and kind in ("weight", "bias"):
             ours[f"layers.{layer}.{_NORMS[module]}.{kind}"] = tensor
         else:
