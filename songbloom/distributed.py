@@ -12,6 +12,7 @@ or a SIGKILL on any rank ends all of them within seconds, with the first error p
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 import threading
@@ -175,6 +176,7 @@ def _join_mpi() -> tuple[int, int, int, int]:
     common = [all(column) for column in zip(*communicator.allgather(works), strict=True)]
     if not any(common):
         if rank:
+            _lifeline.settled = True
             raise SystemExit(2)
         tried = ", ".join(f"{host}:{port}" for host, port in offers)
         raise UserError(f"some ranks cannot reach rank 0 at any of {tried}; is there a firewall between the hosts?")
@@ -302,24 +304,30 @@ def say(*words: object) -> None:
 # ---------------------------------------------------------------------------------------------------- ending
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[[], int | None], *, interrupted: str = "interrupted") -> NoReturn:
     """Run a program on all ranks and end all of them together.
 
     The exit status is what ``main`` returns (None counts as 0); 2 with one printed line after a
     :class:`~songbloom.errors.UserError`; 1 with a traceback after any other exception; 130 after Ctrl-C. Whatever ends
     one rank ends all, and the first error is printed once.
+
+    Args:
+        main: the program.
+        interrupted: the line that Ctrl-C is answered with.
     """
     status = 0
     try:
         start()
         status = main() or 0
-        if world().size > 1 and status == 0:
+        if status:
+            status = _fail(status, "")
+        elif world().size > 1:
             barrier()
             dist.destroy_process_group()
     except UserError as error:
         status = _fail(2, f"error: {error}")
     except KeyboardInterrupt:
-        status = _fail(130, "interrupted")
+        status = _fail(130, interrupted)
     except SystemExit as error:
         code = error.code
         if code is None or isinstance(code, int):
@@ -349,16 +357,57 @@ def _fail(status: int, text: str) -> int:
     return status
 
 
+_ending = threading.Lock()  # the first thread that comes to the end takes the process with it
+
+
 def _end(status: int) -> NoReturn:
     """End this process, from whichever thread, without waiting for one that hangs in a collective operation."""
+    if not _ending.acquire(timeout=-1 if threading.current_thread() is not threading.main_thread() else 10.0):
+        os._exit(status or 1)
     sys.stdout.flush()
     sys.stderr.flush()
+    if status and _lifeline is not None and _mpi is not None:
+        status = _leave_launcher(status, _lifeline)
+        os._exit(status)
     if _mpi is not None and not _mpi.Is_finalized():
-        # All ranks come here at about the same time, so that finalising succeeds and the launcher reports only the
-        # status. Where a rank was killed it would wait for ever: hence the thread and its time limit.
-        finalising = threading.Thread(target=_mpi.Finalize, daemon=True)
-        finalising.start()
-        finalising.join(timeout=5.0 if status == 0 else 1.5)
+        _mpi.Finalize()
     if threading.current_thread() is threading.main_thread() and (status == 0 or world().size == 1):
         sys.exit(status)  # in peace, files, pools and loggers close in the ordinary way
     os._exit(status)
+
+
+def _leave_launcher(status: int, lifeline: Lifeline) -> int:
+    """Come to an end with an error so that ``mpiexec`` ends with ``status``; the status for this process to exit with.
+
+    A launcher kills all others as soon as one process exits without having finished with MPI, or with an error, and
+    what it returns is then a matter of luck: the status, or 9 of a process that it killed while it was exiting too. So
+    all ranks but 0 take leave of it and exit with 0, and rank 0, which has printed the error, exits last, with the
+    status. MPI's own way of taking leave waits for all ranks and lets no other thread run meanwhile, so it is used
+    only where the launcher is not Hydra.
+    """
+    if not lifeline.settled:
+        return status  # nobody else will say it
+    quiet = _finish_with_hydra()
+    if not quiet and lifeline.whole and not _mpi.Is_finalized():
+        _mpi.Finalize()
+    if lifeline.rank == 0:
+        lifeline.everybody_left(2.0)
+        return status
+    return 0 if quiet else status
+
+
+def _finish_with_hydra() -> bool:
+    """Tell Hydra (the mpiexec of MPICH and its kin) that this process needs it no more; whether it has understood.
+
+    It is the last message of PMI-1, the protocol on the descriptor that Hydra gave this process; MPICH itself sends it
+    only from an exit handler of the C library, where ``os._exit`` does not pass.
+    """
+    descriptor = os.environ.get("PMI_FD", "")
+    if not descriptor.isdecimal():
+        return False
+    try:
+        os.write(int(descriptor), b"cmd=finalize\n")
+        readable, _, _ = select.select([int(descriptor)], [], [], 1.0)
+        return bool(readable) and b"finalize_ack" in os.read(int(descriptor), 4096)
+    except (OSError, ValueError):
+        return False

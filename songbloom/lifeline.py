@@ -62,8 +62,12 @@ class Lifeline:
         self._lock = threading.Lock()
         self._status: int | None = None  # set by the first error
         self._told = threading.Event()  # the main thread ends this process, not the watching one
-        self._answered = threading.Event()  # rank 0 has said how all end
+        self._answered = threading.Event()  # rank 0 has said how all end; on rank 0: to every rank
         self._all_gone = threading.Event()
+        self._held: set[int] = set()  # on rank 0: the ranks whose line is open
+        self._released = threading.Condition(self._lock)
+        self.settled = False  # rank 0 has told how all end, and will be the last to go
+        self.whole = True  # no rank was killed
         os.register_at_fork(after_in_child=self._forget)  # a data worker must not keep its dead parent's line open
 
     def _forget(self) -> None:
@@ -107,12 +111,17 @@ class Lifeline:
         _keep_alive(line)
         with self._lock:
             self._sockets[rank] = line
+            self._held.add(rank)
         what = f"rank {rank} (process {hello.get('process')} on {hello.get('host')})"
         while True:
             message = _read(reader)
             if message is None:
+                with self._released:
+                    self._held.discard(rank)
+                    self._released.notify_all()
                 if rank not in self._gone and self._status is None:
-                    self._first_error(1, f"error: {what} ended without a word: it was killed, or ran out of memory")
+                    text = f"error: {what} ended without a word: it was killed, or ran out of memory"
+                    self._first_error(1, text, whole=False)
                 return
             if "bye" in message:
                 self._gone.add(rank)
@@ -150,7 +159,9 @@ class Lifeline:
         if self._gone:  # this rank has said goodbye
             return
         self._status = 1 if message is None else int(message["end"])
-        if message is None:
+        self.settled = message is not None
+        self.whole = message is not None and bool(message["whole"])
+        if message is None and self.rank == 1:  # one tells it for all
             print(
                 "error: rank 0 ended without a word: it was killed, or ran out of memory", file=sys.stderr, flush=True
             )
@@ -160,19 +171,29 @@ class Lifeline:
 
     # ------------------------------------------------------------------------------------------------- ending
 
-    def _first_error(self, status: int, text: str) -> None:
+    def _first_error(self, status: int, text: str, *, whole: bool = True) -> None:
         """On rank 0: print the first error and let every rank end; later errors are consequences and stay silent."""
         with self._lock:
-            if self._status is not None:
-                return
-            self._status = status
+            first = self._status is None
+            if first:
+                self._status, self.whole = status, whole
+        if not first:
+            self._answered.wait(timeout=3.0)  # another thread is telling it, and must come to the end of that
+            return
         if text:
             print(text, file=sys.stderr, flush=True)
         for line in list(self._sockets.values()):
             with contextlib.suppress(OSError):
-                _send(line, {"end": status})
-        if not self._told.is_set():
-            self.on_end(status)
+                _send(line, {"end": status, "whole": whole})
+        self.settled = True
+        self._answered.set()
+        if not self._told.is_set():  # in a thread of its own: this one may be needed to see a rank go
+            threading.Thread(target=self.on_end, args=(status,), daemon=True, name="end").start()
+
+    def everybody_left(self, seconds: float) -> bool:
+        """On rank 0: wait until the processes of all other ranks have ended; whether they have."""
+        with self._released:
+            return self._released.wait_for(lambda: not self._held, timeout=seconds)
 
     def fail(self, status: int, text: str) -> int:
         """Report an error of this rank; returns the status with which all ranks end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -47,11 +48,15 @@ def main():
             os.kill(os.getpid(), getattr(signal, what))
         if what == "exit":
             sys.exit(7)
+        if what == "interrupt":
+            raise KeyboardInterrupt
+        if what == "return":
+            return 5
     if what != "peace":
         distributed.all_reduce_(torch.zeros(1))  # the others wait here for ever
     return 0
 
-distributed.run(main)
+distributed.run(main, interrupted="interrupted; so what")
 """
 
 
@@ -115,7 +120,7 @@ def test_processes_of_another_mpi_do_not_work_alone(
     assert len(told) == lines and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_everybodys_mistake_is_one_line_and_status_2(ranks: int, program: Path) -> None:
     done, _ = launch(mpiexec(ranks), program, "everybody")
     assert done.returncode == 2
@@ -159,9 +164,12 @@ def test_a_killed_rank_ends_all(launcher: str, what: str, who: int, program: Pat
     assert seconds < 60, "something else than the lifeline ended it"
 
 
-def test_an_exit_status_is_kept(program: Path) -> None:
-    done, _ = launch(mpiexec(2), program, "exit", 1)
-    assert done.returncode == 7
+@pytest.mark.parametrize(
+    ("what", "status", "said"), [("exit", 7, ""), ("return", 5, ""), ("interrupt", 130, "interrupted; so what\n")]
+)
+def test_an_exit_status_is_kept(what: str, status: int, said: str, program: Path) -> None:
+    done, _ = launch(mpiexec(2), program, what, 1)
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 TWO_HOSTS = """
@@ -236,6 +244,49 @@ def test_a_lifeline_answers_only_to_its_secret() -> None:
     assert Lifeline(1, 2).reaches(offers[0], secret)
     assert not Lifeline(1, 2).reaches(offers[0], "another run")
     assert own_addresses()[0][1].startswith("127.")
+
+
+def test_hydra_is_told_that_a_process_needs_it_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, hydra = socket.socketpair()
+    with ours, hydra:
+        monkeypatch.setenv("PMI_FD", str(ours.fileno()))
+        hydra.sendall(b"cmd=finalize_ack\n")
+        assert distributed._finish_with_hydra()
+        assert hydra.recv(100) == b"cmd=finalize\n"
+        hydra.sendall(b"cmd=who_are_you\n")
+        assert not distributed._finish_with_hydra()
+        hydra.close()
+        assert not distributed._finish_with_hydra()
+    monkeypatch.delenv("PMI_FD")
+    assert not distributed._finish_with_hydra()
+
+
+def linked(hub: Lifeline) -> Lifeline:
+    """Rank 1 on a lifeline to ``hub``, in this process; neither end ends the process."""
+    offers, secret = hub.listen()
+    other = Lifeline(1, 2)
+    hub.on_end = other.on_end = lambda status: None
+    other.connect(offers[0], secret)
+    return other
+
+
+def test_the_first_error_is_told_before_a_later_one_may_end_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank's error is being told when rank 0 fails too: rank 0 must not go before all have heard."""
+    hub = Lifeline(0, 2)
+    other = linked(hub)
+    assert other.fail(5, "error: the first") == 5
+    assert hub.fail(2, "error: a later one") == 5
+    assert hub.settled and other.settled and other.whole
+    assert capsys.readouterr().err == "error: the first\n"
+
+
+def test_rank_0_knows_who_has_left() -> None:
+    hub = Lifeline(0, 2)
+    other = linked(hub)
+    other.fail(2, "")
+    assert not hub.everybody_left(0.0)
+    other._sockets[0].shutdown(socket.SHUT_RDWR)  # what the end of a process does
+    assert hub.everybody_left(10.0)
 
 
 def test_an_unknown_device_is_named() -> None:
