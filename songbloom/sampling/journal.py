@@ -117,6 +117,18 @@ def levels_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def count_records(path: Path) -> int:
+    """How many windows a journal holds, whoever it belongs to; 0 for a file that is none."""
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < _HEADER.size + _CHECK:
+        return 0
+    magic, *owner = _HEADER.unpack_from(content)
+    try:
+        return len(decode(Owner(*owner), content)[0]) if magic == _MAGIC else 0
+    except ValueError:
+        return 0
+
+
 def is_empty(folder: Path) -> bool:
     """Whether no window is kept in the folder of a run."""
     header = _HEADER.size + _CHECK
