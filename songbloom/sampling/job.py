@@ -24,6 +24,7 @@ from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.sampling import journal, preview, sound
 from songbloom.sampling.gathering import Gathering
+from songbloom.sampling.going_on import beginnings
 from songbloom.sampling.journal import LevelJournal
 from songbloom.sampling.labelling import LevelLabels
 from songbloom.sampling.page import clock
@@ -101,6 +102,7 @@ def perform(job: Job) -> Path:
         argv=job.argv,
         parent=job.parent,
         chosen=job.chosen,
+        going_on=beginnings(job.options, list(job.totals)),
     )
     gathering = Gathering()
     if job.options.preview:
@@ -301,7 +303,7 @@ def facts(job: Job) -> list[tuple[str, str]]:
         ("model", job.options.model),
         ("items", str(job.items)),
         ("length", clock(job.seconds)),
-        ("seed", str(job.options.seed)),
+        *([] if "seeds" in job.identity else [("seed", str(job.options.seed))]),
         *_told(job),
     ]
 

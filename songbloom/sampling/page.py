@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import json
+import posixpath
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -45,6 +47,30 @@ class PageWord:
 
 
 @dataclass(frozen=True)
+class PageCommand:
+    """A command to copy.
+
+    Attributes:
+        word: what it does, a key of ``page_assets/words.json``; the same with ``_note`` tells more.
+        text: all of it but the folder to write to.
+        name: that folder.
+        seconds: of the item that it lengthens by as much again; the script cuts it where the player stands. 0 for a
+            command that does not lengthen.
+    """
+
+    word: str
+    text: str
+    name: str
+    seconds: float = 0.0
+
+    @property
+    def whole(self) -> str:
+        """As typed in a shell, to go on from the item's end."""
+        longer = f" --sample_length_in_seconds={2 * self.seconds:.2f}" if self.seconds else ""
+        return f"{self.text}{longer} {shlex.quote(f'--name={self.name}')}"
+
+
+@dataclass(frozen=True)
 class PageItem:
     """One item of a level.
 
@@ -59,6 +85,8 @@ class PageItem:
         attention: the picture's file of what the model looked at while it sang (time to the right, the first word at
             the top), relative to the folder of the level; empty for none.
         files: more files to take away, as (word, file) pairs; words are keys of ``page_assets/words.json``.
+        seed: what its random numbers come from; empty where nobody knows.
+        commands: that go on from it.
     """
 
     index: int
@@ -71,6 +99,8 @@ class PageItem:
     words: Sequence[PageWord] = ()
     attention: str = ""
     files: Sequence[tuple[str, str]] = ()
+    seed: str = ""
+    commands: Sequence[PageCommand] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +114,8 @@ class LevelPage:
         facts: (word, value) pairs for the head of the page; words are keys of ``page_assets/words.json``.
         settings: (word, value) pairs for the table of settings.
         codes: the file of codes, relative to the folder of the level.
+        tree: the script with the run's family (:mod:`songbloom.sampling.tree`), relative to the folder of the level and
+            in the folder of the run; empty for none.
     """
 
     title: str
@@ -92,6 +124,7 @@ class LevelPage:
     facts: Sequence[tuple[str, str]] = ()
     settings: Sequence[tuple[str, str]] = ()
     codes: str = "data.pth.tar"
+    tree: str = ""
 
 
 def wave_path(audio: NDArray[np.floating], bins: int = WAVE_BINS) -> str:
@@ -173,6 +206,18 @@ def _downloads(item: PageItem, page: LevelPage, prefix: str) -> str:
     return f'<p class="get">{" ".join(links)}</p>'
 
 
+def _commands(item: PageItem) -> str:
+    """The commands that go on from an item, each with a button that copies it where the script finds a way."""
+    english = _words()["en"]
+    shown = [
+        f'<div class="command"><h3>{_word(command.word)}</h3>{_word(f"{command.word}_note", "p")}'
+        f"<pre><code>{html.escape(command.whole)}</code></pre>"
+        f'<button class="copy" type="button" data-word="copy" hidden>{english["copy"]}</button></div>'
+        for command in item.commands
+    ]
+    return f'<details class="on"><summary>{_word("going_on")}</summary>{"".join(shown)}</details>' if shown else ""
+
+
 def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
     english = _words()["en"]
     credit = " · ".join(html.escape(part) for part in (item.artist, item.genre) if part)
@@ -183,6 +228,7 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
         f'<button class="play" type="button" data-label="play" aria-label="{english["play"]}" hidden>{_ICONS}</button>',
         f'<div class="who"><h2 id="name-{item.index}">{_word("item")} {item.index}</h2>',
         f'<p class="credit">{credit}</p>' if credit else "",
+        f'<p class="seed">{_word("seed")} <b>{html.escape(item.seed)}</b></p>' if item.seed else "",
         "</div>",
         f'<p class="clock"><span>0:00</span> / <span>{clock(item.seconds)}</span></p>',
         "</div>",
@@ -205,6 +251,7 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
         "</ol>",
         _lyrics(item),
         _downloads(item, page, prefix),
+        _commands(item),
         "</article>",
     ]
     return "\n".join(line for line in lines if line)
@@ -262,11 +309,13 @@ def render(page: LevelPage, links: Mapping[int, str] | None = None, prefix: str 
     settings.append(f'{_word("codes", "dt")}<dd><a href="{html.escape(prefix)}{codes}" download>{codes}</a></dd>')
     data = {
         "words": _words(),
+        "tree": posixpath.normpath(prefix + page.tree) if page.tree else "",
         "items": [
             {
                 "index": item.index,
                 "seconds": item.seconds,
                 "words": [_plain(word) for word in item.words],
+                "commands": [[each.text, each.name, each.seconds] for each in item.commands],
             }
             for item in page.items
         ],
@@ -280,6 +329,7 @@ def render(page: LevelPage, links: Mapping[int, str] | None = None, prefix: str 
             "facts": "\n".join(facts),
             "levels": _levels(page, links or {}),
             "items": "\n".join(_item(item, page, prefix) for item in page.items),
+            "tree_note": html.escape(_words()["en"]["tree_note"]),
             "settings": "\n".join(settings),
             "version": html.escape(__version__),
             # No "<" can end the script element or open a comment inside it.

@@ -5,6 +5,7 @@
     {name}/level_{l}/item_{i}.wav        sound, item by item, and its picture item_{i}.png
     {name}/level_{l}/data.pth.tar        codes of all levels so far, labels, settings, short sound; plain data
     {name}/level_{l}/index.html          the page
+    {name}/tree.js                       the runs before it and after it, for pages (:mod:`songbloom.sampling.tree`)
     {name}/alignment/item_{i}.json …     when its words are sung, as align.py found (:mod:`songbloom.sampling.words`)
     {name}/journal/level_{l}/…           windows of a level that is being written (:mod:`songbloom.sampling.journal`)
     {name}/preview/…                     how it sounds so far (:mod:`songbloom.sampling.preview`)
@@ -31,12 +32,13 @@ from torch import Tensor
 from songbloom import __version__
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
-from songbloom.sampling import journal, preview, sound, words
+from songbloom.sampling import journal, preview, sound, tree, words
+from songbloom.sampling.going_on import commands
 from songbloom.sampling.page import LevelPage, PageItem, clock, write_page
 from songbloom.training import checkpoint
 
 DATA = "data.pth.tar"
-RECORD = "run.json"
+RECORD = tree.RECORD
 SHORT_SOUND = 1 << 22  # samples of all items together up to which data.pth.tar holds the sound too: 16 MiB
 
 
@@ -136,6 +138,7 @@ class Run:
         argv: the command line, kept for people.
         parent: what run it goes on from, as plain data; None for none.
         chosen: what was chosen for the machine it began on, as plain data.
+        going_on: what commands that go on from it begin with (:func:`songbloom.sampling.going_on.beginnings`).
     """
 
     def __init__(
@@ -149,12 +152,14 @@ class Run:
         argv: Sequence[str] = (),
         parent: Mapping[str, Any] | None = None,
         chosen: Mapping[str, Any] | None = None,
+        going_on: Mapping[str, str] | None = None,
     ):
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))
         self.sample_rate = sample_rate
         self.facts, self.details, self.argv = facts, details or {}, list(argv)
         self.parent, self.chosen = parent, dict(chosen or {})
+        self.going_on = dict(going_on or {})
         self.took: dict[int, float] = {}
         self.pages: dict[int, LevelPage] = {}
 
@@ -175,9 +180,9 @@ class Run:
             UserError: the folder holds another run, is being written by one, or cannot be read, written or emptied.
         """
         hold(self.folder, busy="sampling", instead="--name")
-        names = ("level_[0-9]*", "index.html", words.FOLDER, journal.FOLDER, preview.FOLDER, RECORD)
+        names = ("level_[0-9]*", "index.html", words.FOLDER, journal.FOLDER, preview.FOLDER, tree.SCRIPT, RECORD)
         ours = [path for name in names for path in self.folder.glob(name)]
-        begun = [path for path in ours if path.name not in (RECORD, journal.FOLDER, preview.FOLDER)]
+        begun = [path for path in ours if path.name not in (RECORD, journal.FOLDER, preview.FOLDER, tree.SCRIPT)]
         if overwrite or (not begun and journal.is_empty(self.folder)):  # nothing is lost of a run that wrote nothing
             try:
                 for path in ours:
@@ -304,6 +309,7 @@ class Run:
         finest = min(self.pages)
         links = {other: "index.html" if other == finest else f"level_{other}/index.html" for other in self.pages}
         write_page(self.folder / "index.html", self.pages[finest], links, prefix=f"level_{finest}/")
+        tree.renew(self.folder)
 
     def _record(self) -> None:
         content = {
@@ -312,6 +318,7 @@ class Run:
             "settings": self.settings,
             "parent": self.parent,
             "chosen": self.chosen,
+            "going_on": self.going_on,
             "facts": [list(pair) for pair in self.facts],
             "details": {str(level): [list(pair) for pair in pairs] for level, pairs in self.details.items()},
             "sample_rate": self.sample_rate,
@@ -321,15 +328,22 @@ class Run:
 
     def _page(self, level: int, data: LevelData, folder: Path | None = None) -> LevelPage:
         """The page of a level; ``folder`` is where its files lie, if not in its place."""
+        seeds = tree.seeds_of_settings(self.settings)
+        heard = [
+            sound.heard((folder or self.level_folder(level)) / f"item_{index}.wav")
+            for index in range(data.codes[level].shape[0])
+        ]
         items = [
             PageItem(
                 index=index,
                 audio=f"item_{index}.wav",
                 picture=f"item_{index}.png",
-                **sound.heard((folder or self.level_folder(level)) / f"item_{index}.wav")._asdict(),
+                seed=str(seeds[index]) if index < len(seeds) else "",
+                commands=commands(self.going_on, index, each.seconds),
+                **each._asdict(),
                 **words.for_page(self.folder, index, _info(data, index)),
             )
-            for index in range(data.codes[level].shape[0])
+            for index, each in enumerate(heard)
         ]
         took = [("took", clock(self.took[level]))] if level in self.took else []
         return LevelPage(
@@ -339,6 +353,7 @@ class Run:
             facts=[*self.facts, *took],
             settings=self.details.get(level, ()),
             codes=DATA,
+            tree=f"../{tree.SCRIPT}",
         )
 
 
@@ -370,6 +385,7 @@ def reopen(folder: Path | str) -> tuple[Run, dict[int, LevelData]]:
             argv=content["argv"],
             parent=content.get("parent"),
             chosen=content.get("chosen"),
+            going_on=content.get("going_on"),
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{record}: no run of sample.py to be read there ({error}); give its --name") from error

@@ -218,7 +218,8 @@ def _node(folder: Path, start: Path) -> dict[str, Any]:
     settings, parent = record["settings"], record.get("parent")
     seeds = seeds_of_settings(settings)
     parent = parent if isinstance(parent, dict) else {}
-    ways = [each if isinstance(each, dict) else {} for each in parent.get("items") or ()]
+    listed = parent.get("items")
+    ways = [each if isinstance(each, dict) else {} for each in (listed if isinstance(listed, list) else ())]
     level, sounds = _sounds(folder)
     items = [
         {

@@ -54,7 +54,13 @@ def folder(tmp_path: Path) -> Path:
 def test_files_of_a_run(folder: Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     level = ["data.pth.tar", "index.html", "item_0.png", "item_0.wav", "item_1.png", "item_1.wav"]
-    assert names == [".lock", "index.html", *(f"level_{n}/{name}" for n in (0, 1) for name in level), "run.json"]
+    assert names == [
+        ".lock",
+        "index.html",
+        *(f"level_{n}/{name}" for n in (0, 1) for name in level),
+        "run.json",
+        "tree.js",
+    ]
     assert [path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != ".lock"] == []
     with wave.open(str(folder / "level_0" / "item_1.wav")) as file:
         samples = np.frombuffer(file.readframes(400), "<i2")
@@ -132,14 +138,15 @@ def test_a_level_is_there_wholly_or_not_at_all(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(sound, "write_png", full)
     with pytest.raises(UserError, match=r"item_1\.wav: cannot be written \(No space left on device\)"):
         run.write_level(0, data(0), took=1.0)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.html", "level_1", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.html", "level_1", "run.json", "tree.js"]
     monkeypatch.setattr(sound, "write_png", written)
 
     (folder / ".level_0.99.partial").mkdir()  # left by a process that was killed
     run = make_run(folder)
     assert sorted(run.open()) == [1]
     run.write_level(0, data(0), took=1.0)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "index.html", "level_0", "level_1", "run.json"]
+    there = [".lock", "index.html", "level_0", "level_1", "run.json", "tree.js"]
+    assert sorted(path.name for path in folder.iterdir()) == there
 
 
 def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:

@@ -83,7 +83,6 @@
     }
 
     started() {
-      for (const other of players) if (other !== this) other.audio.pause();
       this.article.classList.add("playing");
       this.button.dataset.label = "pause";
       this.button.setAttribute("aria-label", words.pause);
@@ -167,6 +166,23 @@
       this.line.setAttribute("aria-valuenow", time.toFixed(2));
       this.line.setAttribute("aria-valuetext", clock(time) + " " + words.of + " " + clock(length));
       this.light(time);
+      if (this.audio.paused) this.write_commands(time);
+    }
+
+    // Commands that go on from the item, cut where it stands; from its end where it stands at an end.
+    write_commands(time) {
+      const places = this.article.querySelectorAll(".command code");
+      this.item.commands.forEach(([text, name, seconds], n) => {
+        const cut = Math.floor(time * 100 + 0.01) / 100;
+        const inside = seconds > 0 && cut >= 0.05 && cut <= seconds - 0.05;
+        const short = (number) => String(Number(number.toFixed(2)));
+        const parts = [text];
+        if (inside) parts.push("--cut_at=" + short(cut));
+        if (seconds > 0) parts.push("--sample_length_in_seconds=" + short((inside ? cut : seconds) + seconds));
+        parts.push(quoted("--name=" + name + (inside ? "-" + short(cut) + "s" : "")));
+        const command = parts.join(" ");
+        if (places[n].textContent !== command) places[n].textContent = command;
+      });
     }
 
     // Light the word of a time. Only what has changed since the last call is touched: a song may have thousands.
@@ -288,6 +304,99 @@
       event.preventDefault();
       goal.focus();
     }
+  }
+
+  // As a shell reads it.
+  const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\"'\"'") + "'");
+
+  const copy = async (button) => {
+    const code = button.parentElement.querySelector("code");
+    let done = false;
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      done = true;
+    } catch { // not everywhere may a page that is opened as a file write to the clipboard
+      getSelection().selectAllChildren(code);
+      try { done = document.execCommand("copy"); } catch { done = false; }
+    }
+    button.dataset.word = done ? "copied" : "copy_by_hand";
+    button.textContent = words[button.dataset.word];
+    setTimeout(() => {
+      button.dataset.word = "copy";
+      button.textContent = words.copy;
+    }, 2500);
+  };
+  for (const button of document.querySelectorAll(".copy")) {
+    button.hidden = false;
+    button.addEventListener("click", () => copy(button));
+  }
+
+  // One sound at a time.
+  document.addEventListener("play", (event) => {
+    for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+  }, true);
+
+  // ---- the family of the run: a script beside the page, since a page that is opened as a file cannot read data
+  const element = (tag, name, ...inside) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    made.append(...inside);
+    return made;
+  };
+  const word = (key, tag = "span") => {
+    const made = element(tag, "");
+    made.dataset.word = key;
+    made.textContent = words[key];
+    return made;
+  };
+
+  const take = (item, base) => {
+    const row = element("li", "take", element("span", "number", word("item"), " " + item.item));
+    if (item.from !== null) row.append(element("small", "", word("from_item"), " " + item.from));
+    if (item.seed) row.append(element("small", "", word("seed"), " " + item.seed));
+    const audio = element("audio", "");
+    audio.controls = true;
+    audio.preload = "none";
+    audio.src = base + item.sound;
+    row.append(audio);
+    return row;
+  };
+
+  const run = (node, base) => {
+    const title = element(node.page && !node.here ? "a" : "b", "title", node.title);
+    if (node.page && !node.here) title.href = base + node.page;
+    const head = element("p", "run", title);
+    if (node.here) head.append(word("here", "em"));
+    const kinds = { continue: "went_on", upsample: "refined" };
+    if (node.mode in kinds) head.append(word(kinds[node.mode], "small"));
+    if (typeof node.kept === "number") head.append(element("small", "", word("kept"), " " + Number(node.kept.toFixed(2)) + " s"));
+    if (typeof node.seconds === "number") head.append(element("small", "", word("length"), " " + Number(node.seconds.toFixed(2)) + " s"));
+    if (node.level > 0) head.append(element("small", "", word("level"), " " + node.level));
+    if (node.gone) head.append(word("gone", "small"));
+    else if (!node.items.length) head.append(word("not_yet", "small"));
+    const place = element("li", node.here ? "here" : "", head);
+    if (node.items.length) place.append(element("ul", "takes", ...node.items.map((item) => take(item, base))));
+    return place;
+  };
+
+  const grow = (nodes, base) => {
+    if (!Array.isArray(nodes) || nodes.length < 2) return;
+    const section = document.getElementById("tree");
+    const places = nodes.map((node) => run(node, base));
+    const first = section.appendChild(element("ul", "runs"));
+    nodes.forEach((node, n) => {
+      const above = node.parent >= 0 ? places[node.parent] : null;
+      if (!above) first.append(places[n]);
+      else (above.querySelector(":scope > ul.runs") ?? above.appendChild(element("ul", "runs"))).append(places[n]);
+    });
+    section.hidden = false;
+  };
+
+  if (data.tree) {
+    const script = element("script", "");
+    script.src = data.tree;
+    script.addEventListener("load", () => grow(window.songbloomTree, data.tree.slice(0, data.tree.lastIndexOf("/") + 1)));
+    document.body.append(script);
   }
 
   const players = data.items.map((item) => new Player(document.getElementById("item-" + item.index), item));
