@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from songbloom.errors import UserError
-from songbloom.prior.draws import check_sampling, draw, item_generators
+from songbloom.prior.draws import Noise, check_sampling, draw_with, item_generators
 from songbloom.prior.losses import linear_cross_entropy
+from songbloom.prior.steppers import Given, Prepared, stepper_for
 from songbloom.transformer.blocks import Transformer, TransformerConfig
-from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, worth_packing
 from songbloom.transformer.quantized import check_quantize
 
 CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
@@ -126,6 +126,7 @@ class AutoregressiveModel(nn.Module):
             nn.init.normal_(self.start, std=0.01 * scale)
         self.dropout = nn.Dropout(emb_dropout)
         self.transformer = Transformer(transformer)
+        self._prepared = Prepared()
         self.output: nn.Linear | None = None
         if merged_decoder and not only_encode:
             self.output = nn.Linear(width, bins, bias=False)
@@ -293,22 +294,19 @@ class AutoregressiveModel(nn.Module):
         if known == total and preds is None:
             return
 
-        head = self._decoding_head(fast, n_samples)
-        decoder = DecodingTransformer(self.transformer, dtype) if fast else self.transformer
-        cache = decoder.new_cache(n_samples, dtype=dtype, device=self.positions.device, encoder_kv=encoder_kv)
-        after = None if self.merged_decoder else x_cond
-
-        def condition(added: Tensor | None, begin: int, end: int) -> Tensor | None:
-            return added if added is None or added.shape[1] == 1 else added[:, begin:end]
-
-        def advance(x: Tensor, begin: int) -> Tensor:
-            """Inputs of positions ``begin`` and on, without positions and conditions → what the output layer sees."""
-            end = begin + x.shape[1]
-            x = x + self.positions[begin:end]
-            before, behind = condition(x_cond, begin, end), condition(after, begin, end)
-            x = decoder.extend(x if before is None else x + before, cache)
-            return x if behind is None else x + behind
-
+        given = Given(
+            self.transformer,
+            self.embedding.weight,
+            self.positions,
+            self.output_weight,
+            n_samples,
+            before=x_cond,
+            after=None if self.merged_decoder else x_cond,
+            encoder_kv=encoder_kv,
+            dtype=dtype,
+            quantize=quantize,
+        )
+        stepper = stepper_for(self, given, self._prepared, fast=fast)
         x = self._start(n_samples, y_cond)
         # Positions whose input is known before anything is drawn: the start and the prompt but for its last token.
         # The last token's own step is the first of the loop below.
@@ -316,20 +314,20 @@ class AutoregressiveModel(nn.Module):
         for begin in range(0, known, group):
             end = min(begin + group, known)
             inputs = self.embedding(tokens[:, max(begin - 1, 0) : end - 1])
-            hidden = advance(torch.cat([x, inputs], dim=1) if begin == 0 else inputs, begin)
-            if preds is not None:
-                preds[:, begin:end] = head(hidden)
-        if known:
-            x = self.embedding(tokens[:, known - 1 : known])
+            inputs = torch.cat([x, inputs], dim=1) if begin == 0 else inputs
+            read = stepper.read(inputs, begin, wanted=preds is not None)
+            if preds is not None and read is not None:
+                preds[:, begin:end] = read
+        noise = Noise(generators, self.bins, self.positions.device)
+        drawn = tokens[:, known - 1].contiguous() if known else None
         for position in range(known, total):
-            logits = head(advance(x, position))[:, 0]
+            logits = stepper.first(x, position) if drawn is None else stepper.after(drawn, position)
             if preds is not None:
                 preds[:, position] = logits
             if lowest:
                 logits[:, :lowest] = float("-inf")
-            drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)
+            drawn = draw_with(logits, noise, temperature=temperature, top_k=top_k, top_p=top_p)
             tokens[:, position] = drawn
-            x = self.embedding(drawn[:, None])
             yield position + 1
 
     def sample(
@@ -369,7 +367,8 @@ class AutoregressiveModel(nn.Module):
             dtype: of the transformer and its caches.
             quantize: ``int8`` keeps the weights of the layers and of the output in 8 bits; empty: as they are.
             lowest: the lowest token that may be drawn; a prompt may hold any.
-            fast: with prepacked weights; False is the plain path.
+            fast: the fastest way there is here (:func:`songbloom.prior.steppers.stepper_for`); False is the plain path,
+                the reference for the others, with weights as they are.
             on_token: called with the number of valid positions after the prompt and after each step.
             preds: [N, sample_tokens, bins] float32, filled with the logits before temperature and filters.
 
@@ -403,11 +402,3 @@ class AutoregressiveModel(nn.Module):
             if on_token is not None:
                 on_token(done)
         return out
-
-    def _decoding_head(self, fast: bool, n_samples: int) -> Callable[[Tensor], Tensor]:
-        """The output layer as decoding uses it: hidden states [N, m, W] → logits [N, m, bins], float32."""
-        weight = self.output_weight.detach().float()
-        if fast and worth_packing(torch.float32, weight.device, n_samples):
-            packed = PackedLinear(weight, weight.new_zeros(self.bins))
-            return lambda hidden: packed(hidden.flatten(0, 1)).view(*hidden.shape[:2], self.bins)
-        return lambda hidden: F.linear(hidden, weight)

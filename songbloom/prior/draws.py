@@ -50,18 +50,59 @@ def draw(
     ``bins`` float64 numbers from each generator, so a run can be resumed from the generators' states; in float32 the
     largest of some thousand noises would have only about 13 bits left.
     """
+    noise = Noise(generators, logits.shape[-1], logits.device)
+    return draw_with(logits, noise, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+class Noise:
+    """Gumbel noise for one draw after the other, in memory that is taken once.
+
+    Random numbers come from where the generators are, as a rule the CPU. On CUDA they reach the device without anybody
+    waiting: from pinned memory, of which there is a ring, so that the host can run some draws ahead.
+    """
+
+    AHEAD = 8
+
+    def __init__(self, generators: Sequence[torch.Generator], bins: int, device: torch.device) -> None:
+        self._generators, self._device = generators, device
+        source = generators[0].device if generators else device
+        self._copied = source.type == "cpu" and device.type == "cuda"
+        self._ring = [
+            torch.empty(
+                (len(generators), bins),
+                dtype=torch.float64,
+                device=source,
+                pin_memory=self._copied,
+            )
+            for _ in range(self.AHEAD if self._copied else 1)
+        ]
+        self._free: list[torch.cuda.Event | None] = [None] * len(self._ring)
+        self._turn = 0
+
+    def next(self) -> Tensor:
+        """float64 ``[N, bins]`` on the device, minus Gumbel variables; overwritten by later calls."""
+        self._turn = (self._turn + 1) % len(self._ring)
+        noise, free = self._ring[self._turn], self._free[self._turn]
+        if free is not None:
+            free.synchronize()  # long past, unless the device is all of the ring behind
+        for row, generator in zip(noise, self._generators, strict=True):
+            torch.rand(row.shape, generator=generator, out=row)
+        noise.log_().neg_().log_()  # a uniform of exactly 0 becomes +inf: never drawn
+        if not self._copied:
+            return noise.to(self._device)
+        sent = noise.to(self._device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._free[self._turn] = event
+        return sent
+
+
+def draw_with(logits: Tensor, noise: Noise, *, temperature: float, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """As :func:`draw`, with the next of ``noise``; the host waits for nothing."""
     if temperature == 0:
         return logits.argmax(-1)
     if temperature != 1.0:
         logits = logits / temperature
     if top_k or top_p:
         logits = filter_logits(logits, top_k=top_k, top_p=top_p)
-    bins = logits.shape[-1]
-    noise = torch.stack(
-        [
-            torch.rand(bins, generator=generator, dtype=torch.float64, device=generator.device)
-            for generator in generators
-        ]
-    )
-    noise = noise.log_().neg_().log_()  # minus a Gumbel variable; a uniform of exactly 0 becomes +inf: never drawn
-    return (logits - noise.to(logits.device)).argmax(-1)
+    return (logits - noise.next()).argmax(-1)

@@ -29,6 +29,16 @@ __all__ = ["PRECISIONS", "Codec", "Conditions", "Prior", "PriorConfig", "dtype_o
 _READS_LYRICS = (AttentionFunction.ENCODER_DECODER, AttentionFunction.PRIME, AttentionFunction.DENSE)
 
 
+def _item(batch: Tensor | None, index: int) -> Tensor | None:
+    return None if batch is None else batch[index : index + 1]
+
+
+def _together(items: Sequence[Tensor | None]) -> Tensor | None:
+    """Items' tensors [1, ...] as one batch; None if they are None."""
+    present = [item for item in items if item is not None]
+    return torch.cat(present) if present else None
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a window's codes depend on besides the codes before them; None where the model has no such thing.
@@ -296,6 +306,32 @@ class Prior(nn.Module):
         finally:
             self.train(training)
 
+    def _sampling_inputs(
+        self,
+        batch: int,
+        prompt: Tensor | None,
+        upper_codes: Tensor | None,
+        labels: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
+        """What :meth:`inputs` gives for a prompt [N, p] and the window's conditions.
+
+        On a CPU items are taken one by one, because a batch of another size may round otherwise, and an item's codes
+        are not to depend on how many are sampled with it.
+        """
+        parts = (prompt, upper_codes, labels)
+        many = batch > 1 and all(part is None or len(part) == batch for part in parts)
+        if many and self.autoregressive.positions.device.type == "cpu":
+            # A mistake is told of below, in terms of the whole batch.
+            with contextlib.suppress(UserError):
+                each = [
+                    self._sampling_inputs(1, _item(prompt, i), _item(upper_codes, i), _item(labels, i), dtype)
+                    for i in range(batch)
+                ]
+                given = {name: _together([arguments[name] for _, arguments in each]) for name in each[0][1]}
+                return _together([tokens for tokens, _ in each]), given
+        return self.inputs(prompt, self.conditions(upper_codes, labels, batch=batch), dtype=dtype)
+
     @torch.inference_mode()
     def sample_steps(
         self,
@@ -332,8 +368,8 @@ class Prior(nn.Module):
         dtype, device = dtype_of(precision), self.autoregressive.positions.device
         # Everything that is in one mode or the other happens here; decoding has no dropout.
         with self._evaluating():
-            given = self.conditions(upper_codes, labels, batch=n_samples)
-            tokens, arguments = self.inputs(None if prompt is None else prompt.to(device), given, dtype=dtype)
+            prompt = None if prompt is None else prompt.to(device)
+            tokens, arguments = self._sampling_inputs(n_samples, prompt, upper_codes, labels, dtype)
         before, shift = (self.n_tokens, self._shift) if self._shift else (0, 0)
         shape = (n_samples, before + total)
         inner = out if out is not None and not shift else torch.zeros(shape, dtype=torch.int64, device=device)

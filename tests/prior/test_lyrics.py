@@ -10,6 +10,7 @@ from songbloom.errors import UserError
 from songbloom.prior.filters import filter_logits
 from songbloom.prior.prior import Prior, PriorConfig
 from songbloom.transformer import attention
+from songbloom.transformer.native.stepper import available
 from tests.prior.test_labels import LABELS, TWO
 from tests.prior.test_prior import CONDITIONER, SMALL, codec, codes_of
 
@@ -254,7 +255,9 @@ def test_the_encoder_is_read_once_a_window(fast, monkeypatch):
             layer.attention.key_value.register_forward_hook(lambda *_: calls.append("keys"))
     prior.lyric_encoder.register_forward_hook(lambda *_: calls.append("encoder"))
     prior.sample(2, labels=labels, prompt=codes_of(2, 3), fast=fast)
-    assert calls == ["encoder", "keys"]
+    by_item = fast and available(torch.float32, torch.device("cpu"))
+    # Once an item, because a batch of another size may round otherwise.
+    assert calls == ["encoder"] * 2 + ["keys"] * (2 if by_item else 1)
 
 
 def test_sampling_is_in_eval_mode_and_leaves_the_mode_as_it_was():

@@ -147,10 +147,17 @@ class NativeTransformer:
         """As ``Transformer.new_cache``; the dtype can only be the one this was made for."""
         if dtype not in (None, self.dtype):
             raise UserError(f"dtype: prepared for {self.dtype}, so its cache cannot be {dtype}")
-        if encoder_kv is None or len(encoder_kv) != batch:
+        if encoder_kv is None or len(encoder_kv) != batch:  # nothing to do by item, or a mistake to be told of
             return self._transformer.new_cache(batch, dtype=self.dtype, device=device, encoder_kv=encoder_kv)
-        cache = self._transformer.new_cache(batch, dtype=self.dtype, device=device, encoder_kv=encoder_kv)
-        for item in range(batch if batch > 1 else 0):  # a product of more rows may round otherwise
+        cache = DecodingCache(
+            self._transformer.funcs,
+            self.geometry,
+            self.config.state,
+            batch,
+            dtype=self.dtype,
+            device=torch.device(device or "cpu"),
+        )
+        for item in range(batch):  # a product of the rows of several items may round otherwise
             one = self._transformer.new_cache(1, dtype=self.dtype, device=device, encoder_kv=encoder_kv[item, None])
             for layer, entries, own in zip(self._transformer.stack, cache.entries, one.entries, strict=True):
                 if layer.attention.crosses:
