@@ -25,11 +25,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["songbloom", "songbloom.*"]),
     py_modules=["hparams", "make_models", "train", "sample", "align"],
-    package_data={"songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.cpp"]},
+    package_data={
+        "songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.gz", "**/*.npz", "**/*.cpp"]
+    },
     install_requires=requirements("requirements.txt"),
     extras_require={
         # Second sung voice (NIT SONG070); built from source: needs a C++ compiler, and setuptools < 82 at run time.
         "voices": ["pysinsy==0.0.5", "setuptools<82"],
+        # Chinese words as phonemes; other versions would make other phonemes
+        "chinese": ["jieba==0.42.1", "pypinyin==0.51.0"],
         "test": requirements("requirements-test.txt"),
     },
 )

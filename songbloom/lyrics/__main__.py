@@ -14,12 +14,14 @@ from typing import NoReturn
 
 from songbloom.errors import UserError, did_you_mean
 from songbloom.lyrics.morae import PHONEMES
+from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
+from songbloom.lyrics.song import LANGUAGES
 from songbloom.lyrics.timed_text import TimedText, read_lines
 from songbloom.lyrics.timing import SUFFIXES, read_timed, token_times
 from songbloom.lyrics.tokens import Tokens
 from songbloom.lyrics.vocabulary import ENGLISH_RULES, NAMES, READINGS, vocabulary
 
-_OPTIONS = ("--lyrics_vocab", "--english", "--reading", "--times", "--help")
+_OPTIONS = ("--lyrics_vocab", "--english", "--reading", "--times", "--language", "--seconds_per_tag", "--help")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,9 +50,17 @@ def _parser() -> argparse.ArgumentParser:
         spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
         show.add_argument(*spellings, dest=name, **more)  # type: ignore[arg-type]
 
-    option("lyrics_vocab", default="ja_phonemes", metavar="NAME", help=f"{', '.join(NAMES)} (default ja_phonemes)")
-    option("english", default="katakana", metavar="RULE", help=f"English words in Japanese: {', '.join(ENGLISH_RULES)}")
+    option(
+        "lyrics_vocab",
+        default="ja_phonemes",
+        metavar="NAME",
+        help=f"{', '.join(NAMES)}, or a file (default ja_phonemes)",
+    )
+    rules = ", ".join(ENGLISH_RULES)
+    option("english", metavar="RULE", help=f"English words in Japanese: {rules} (default katakana; songbloom: arpabet)")
     option("reading", default="auto", metavar="RULE", help=f"how Japanese is read: {', '.join(READINGS)}")
+    option("language", default="auto", metavar="NAME", help=f"songbloom: what the words are: {', '.join(LANGUAGES)}")
+    option("seconds_per_tag", default=1.0, type=float, metavar="S", help="songbloom: what a repeated tag stands for")
     option("times", default="", metavar="FILE", help="a timed file of the same song")
     return parser
 
@@ -61,7 +71,10 @@ def show(options: argparse.Namespace) -> None:
     text, timed = _read(options.file)
     if options.times:
         timed = read_timed(options.times)
-    rules = {"english": options.english, "reading": options.reading}
+    rules = {"english": options.english or "katakana", "reading": options.reading}
+    if isinstance(words, PhonemeVocabulary):
+        rules["english"] = options.english or "arpabet"
+        rules |= {"language": options.language, "seconds_per_tag": options.seconds_per_tag}
     tokens = words.tokenize(text, **rules)
     times = None if timed is None else token_times(tokens, timed)
     rows: list[tuple[str, Tokens]] = [("tokens", tokens), ("ids", tokens)]
@@ -78,9 +91,17 @@ def show(options: argparse.Namespace) -> None:
         if shown:
             print(_clock(tokens, times, start, end) + shown)
             for name, row in rows:
-                joined = name == "reading" or (name == "tokens" and not words.is_japanese)
+                joined = name == "reading" or (name == "tokens" and not words.is_japanese and not words.separator)
                 _print_row(name, row, "" if joined else " ", start, end)
         start = end
+    for section in tokens.sections:
+        length = "" if section.seconds is None else f", {section.seconds:g} s wanted"
+        print(
+            f"\n{section.tag} from token {section.first}: {section.count} tag{'s' * (section.count != 1)}{length}",
+            end="",
+        )
+    if tokens.sections:
+        print()
     print(f"\n{words.name}: {len(tokens)} tokens of {words.n_vocab} kinds, {len(tokens.problems)} problems")
     for problem in tokens.problems:
         print(f"  {problem}")

@@ -22,11 +22,16 @@ _ALIASES = {
     "pause": "silence",
 }  # fmt: skip
 _NAMES = {tag[1:-1]: tag for tag in TAGS} | {alias: f"[{name}]" for alias, name in _ALIASES.items()}
+_LENGTH = re.compile(r"[\s:|,_]+[\d.]+\s*(?:s|sec|secs|seconds?|秒)\s*\Z", re.IGNORECASE)
 _BRACKETS = re.compile(r"[\[【]([^\[\]【】\n]{0,40})[\]】]")
 
 
 def tag_of(name: str) -> str | None:
-    """The tag for a section's name in any case, with or without a number: ``"Verse 2"`` → ``"[verse]"``."""
+    """The tag for a section's name in any case, with or without a number or a length.
+
+    ``"Verse 2"`` and ``"Verse 12.5s"`` → ``"[verse]"``.
+    """
+    name = _LENGTH.sub("", name)
     return _NAMES.get(re.sub(r"[\s_\-0-9.:]+", "", name.lower()))
 
 

@@ -26,6 +26,16 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class SectionTokens:
+    """A section's tags among the tokens: ``count`` from ``first`` on; ``seconds`` is its wanted length, if any."""
+
+    tag: str
+    first: int
+    count: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Tokens of a text.
 
@@ -38,7 +48,8 @@ class Tokens:
         cleaned: the text as understood.
         problems: what did not become tokens, in order; empty when everything did.
         reading: Japanese: katakana as pronounced, else empty.
-        phonemes: Japanese: the phonemes that are sung, else empty.
+        phonemes: the phonemes that are sung, for vocabularies that know any.
+        sections: where sections begin, for vocabularies of structured lyrics.
     """
 
     ids: tuple[int, ...]
@@ -49,6 +60,7 @@ class Tokens:
     problems: tuple[Problem, ...] = ()
     reading: str = ""
     phonemes: tuple[str, ...] = ()
+    sections: tuple[SectionTokens, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

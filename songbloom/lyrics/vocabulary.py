@@ -4,6 +4,10 @@
 ``v2``, ``v3``  characters of ASCII text, as the published Jukebox models know them
 ``ja_kana``     Japanese, one token a mora of the reading (``キョ``, ``ー``, ``ッ``)
 ``ja_phonemes`` Japanese, one token a phoneme in Open JTalk's names (``ky``, ``o``, ``cl``, ``N``)
+``songbloom``   English, Chinese and Japanese, the published SongBloom models' 330 phonemes and tags
+``songbloom_ja`` the same and what Japanese lacks there, after the last
+``songbloom_published`` as ``songbloom``, read with the published program's habits
+a file          ``vocab_g2p.yaml`` or another list of symbols, read as ``songbloom`` is
 ==============  =======================================================================================
 
 The Japanese ones also have structure tags (``[verse]``), line ends, ``, . ! ?``, and Latin letters for English words
@@ -15,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from songbloom.errors import UserError, did_you_mean
@@ -27,14 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGLISH_RULES", "NAMES", "READINGS", "Problem", "Tokens", "Vocabulary", "vocabulary"]
 
-EnglishRule = Literal["katakana", "letters", "keep"]
+EnglishRule = Literal["katakana", "letters", "keep", "arpabet"]
 ReadingRule = Literal["auto", "dictionary", "kana"]
-ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep")
-"""What becomes of English words in a Japanese song: read as Japanese, spelled out, or kept letter by letter."""
+ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep", "arpabet")
+"""What becomes of English words in a Japanese song: read as Japanese, spelled out, kept letter by letter, or English
+phonemes, which the ``songbloom`` vocabularies have."""
 READINGS: tuple[ReadingRule, ...] = ("auto", "dictionary", "kana")
 """How Japanese is read: by Open JTalk (``auto``: if it is installed or the text needs it), or as its kana stand."""
-NAMES = ("v2", "v3", "ja_kana", "ja_phonemes")
-"""Names that :func:`vocabulary` knows."""
+NAMES = ("v2", "v3", "ja_kana", "ja_phonemes", "songbloom", "songbloom_ja", "songbloom_published")
+"""Names that :func:`vocabulary` knows, beside files."""
+FILES = (".yaml", ".yml", ".json")
+"""Kinds of files that a vocabulary can be read from."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEPT_LETTERS = "abcdefghijklmnopqrstuvwxyz'"
@@ -60,6 +68,11 @@ class Vocabulary(ABC):
     def is_japanese(self) -> bool:
         """Whether texts are read as Japanese."""
         return False
+
+    @property
+    def separator(self) -> str:
+        """What stands between symbols that are shown together."""
+        return ""
 
     @abstractmethod
     def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
@@ -93,7 +106,7 @@ class CharacterVocabulary(Vocabulary):
     """One token a character of the text in ASCII; what has no token is left out and named."""
 
     def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
-        _check_rules(english, reading)
+        check_rules(english, reading)
         from songbloom.lyrics.plain_ascii import ascii_of
 
         places = Places(text)
@@ -127,7 +140,9 @@ class JapaneseVocabulary(Vocabulary):
         return True
 
     def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
-        _check_rules(english, reading)
+        check_rules(english, reading)
+        if english == "arpabet":
+            raise UserError(f"vocabulary {self.name} has no English phonemes; english is katakana, letters or keep")
         from songbloom.lyrics import japanese  # loads Open JTalk when a text needs it
 
         places = Places(text)
@@ -157,12 +172,16 @@ class JapaneseVocabulary(Vocabulary):
             phonemes=tuple(phoneme for piece in song.pieces for phoneme in piece.phonemes),
         )
 
+    @property
+    def separator(self) -> str:
+        return " " if self._by_phoneme else ""
+
     def decode(self, ids: Sequence[int]) -> str:
         symbols = [symbol for symbol in self._symbols_of(ids) if symbol]
-        return ("" if not self._by_phoneme else " ").join(symbols).replace(" \n ", "\n")
+        return self.separator.join(symbols).replace(" \n ", "\n")
 
 
-@lru_cache(maxsize=len(NAMES))
+@lru_cache(maxsize=16)
 def vocabulary(name: str) -> Vocabulary:
     """The vocabulary called ``name``.
 
@@ -177,10 +196,22 @@ def vocabulary(name: str) -> Vocabulary:
         return JapaneseVocabulary(name, (*PHONEMES_OF, LONG), by_phoneme=False)
     if name == "ja_phonemes":
         return JapaneseVocabulary(name, PHONEMES, by_phoneme=True)
-    raise UserError(f"no vocabulary {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
+    if name.startswith("songbloom") or Path(name).suffix in FILES:
+        from songbloom.lyrics import phoneme_vocabulary
+
+        if name in NAMES:
+            return phoneme_vocabulary.named(name)
+        if Path(name).suffix in FILES:
+            return phoneme_vocabulary.from_file(Path(name))
+    raise UserError(f"no vocabulary {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}, or a file")
 
 
-def _check_rules(english: str, reading: str) -> None:
+def check_rules(english: str, reading: str) -> None:
+    """Refuse rules that there are not.
+
+    Raises:
+        UserError: names the rule and those that there are.
+    """
     for what, value, options in (("english", english, ENGLISH_RULES), ("reading", reading, READINGS)):
         if value not in options:
             raise UserError(

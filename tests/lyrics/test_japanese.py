@@ -42,7 +42,7 @@ def test_ids_stay_what_they_are():
         "ー",
     ]
     assert len(set(KANA.symbols)) == KANA.n_vocab and len(set(PHONEMES.symbols)) == PHONEMES.n_vocab
-    assert NAMES == ("v2", "v3", "ja_kana", "ja_phonemes")
+    assert NAMES[:4] == ("v2", "v3", "ja_kana", "ja_phonemes")
 
 
 @pytest.mark.parametrize(
