@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer:
 #   make demo   sets up, renders a corpus of sung Japanese, trains a small hierarchy on it, samples, says where the page is
 #   make test   sets up and passes the tests
+# make setup only makes .venv.
 # Each may be stopped and repeated: what is there already is not done again.
 
 PYTHON ?= python3
@@ -8,6 +9,9 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 DEMO   ?= demo
+# Training time of the demo, in minutes: of the codec, and of the prior and the upsampler each
+CODEC_MINUTES ?= 4
+PRIOR_MINUTES ?= 3
 
 .PHONY: demo test check setup clean-demo
 
@@ -29,9 +33,9 @@ TRAIN   = $(PY) train.py --data_jsonl=$(SONGS) --train --checkpoint_minutes=1 --
 
 demo: $(READY)
 	$(PY) -m songbloom.data.prepare.sung_corpus --output_dir $(DEMO)/corpus --songs 24 --seed 1 --workers 0
-	$(TRAIN) --hps=demo_vqvae --name=demo_vqvae --budget_minutes=4
-	$(TRAIN) --hps=demo_vqvae,demo_ja_prior --name=demo_ja_prior --prior --budget_minutes=3
-	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=3
+	$(TRAIN) --hps=demo_vqvae --name=demo_vqvae --budget_minutes=$(CODEC_MINUTES)
+	$(TRAIN) --hps=demo_vqvae,demo_ja_prior --name=demo_ja_prior --prior --budget_minutes=$(PRIOR_MINUTES)
+	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=$(PRIOR_MINUTES)
 	$(PY) sample.py --model=demo_ja --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=30 \
 	  --total_sample_length_in_seconds=30 --lyrics_file=docs/demo/lyrics.txt --artist=Mei --genre=pop --temp=.9 --seed=1
 	@echo

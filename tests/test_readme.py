@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PROGRAMS = ("train.py", "sample.py", "hparams.py", "make_models.py")
+PROGRAMS = ("train.py", "sample.py", "align.py", "hparams.py", "make_models.py")
 
 # What the commands of published size get in addition here, so that they end in seconds; options given last win.
 FEW = "--bs=2 --nworkers=0 --train_steps=2"
@@ -38,6 +38,7 @@ def blocks(readme: str) -> dict[str, list[str]]:
 def folder(tmp_path: Path) -> Path:
     for name in PROGRAMS:
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "docs" / "demo", tmp_path / "docs" / "demo")
     return tmp_path
 
 
@@ -52,7 +53,7 @@ def run(command: str, folder: Path) -> str:
 
 def test_both_readmes_have_the_same_commands() -> None:
     english, japanese = blocks("README.md"), blocks("README_ja.md")
-    assert set(english) == {"tour", "small", "help"}
+    assert set(english) == {"tour", "words", "small", "help"}
     assert english == japanese
 
 
@@ -64,8 +65,9 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.slow
 def test_the_tour(folder: Path) -> None:
-    for command in blocks("README.md")["tour"]:
+    for command in blocks("README.md")["tour"] + blocks("README.md")["words"]:
         run(command, folder)
+    assert (folder / "samples" / "words" / "alignment" / "item_0.lrc").exists()
     page = folder / "samples" / "tour" / "index.html"
     assert page.exists()
     assert len(list((folder / "samples" / "tour" / "level_0").glob("*.wav"))) == 2
