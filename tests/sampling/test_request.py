@@ -87,7 +87,7 @@ def test_help_tells_every_option() -> None:
     text = request.help_text(MODELS)
     for key in request.knobs(MODELS):
         assert f"--{key}=" in text
-    assert "demo, demo_ja, tiny, tiny_lyrics" in text
+    assert "demo, demo_ja, align, tiny, tiny_lyrics" in text
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,23 @@ def test_sound_as_a_prompt(models, tmp_path: Path) -> None:
             prompts.codes_from_audio(paths, 2, vqvae, seconds, longest)
     with pytest.raises(UserError, match=r"missing\.wav"):
         prompts.codes_from_audio([tmp_path / "missing.wav"], 1, vqvae, None, 16000)
+
+
+def test_sounds_of_any_kind_are_taken_in_turn(models, tmp_path: Path) -> None:
+    time = np.arange(16000) / 8000
+    for name, frequency in (("a.wav", 220), ("b.mp3", 330)):
+        soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * frequency * time), 8000)
+    line = f"--mode=primed --audio_file={tmp_path}/a.wav,{tmp_path}/b.mp3 --prompt_length_in_seconds=.3 --n_samples=5"
+    length, codes = request.beginning(options(line), models[0], [0, 1])
+    assert length == 24 * 8000
+    assert [tuple(each.shape) for each in codes] == [(5, 300), (5, 75)]
+    for each in codes:
+        assert torch.equal(each[[0, 1, 0, 1, 0]], each)
+    assert not torch.equal(codes[0][0], codes[0][1])
+    assert (
+        request.beginning(options(line.replace("--n_samples=5", "--seeds=1,2,3")), models[0], [0])[1][0].shape[0] == 3
+    )
+    assert request.beginning(options(line.replace("--n_samples=5", "")), models[0], [0])[1][0].shape[0] == 2
 
 
 def test_digests(codes: list[torch.Tensor]) -> None:
