@@ -125,7 +125,7 @@ def pitch_filters(config: BuiltinConfig) -> Tensor:
     return made
 
 
-class _Norm(nn.Module):
+class ChannelNorm(nn.Module):
     """Layer norm over the channels of ``[N, C, T]``: each moment for itself."""
 
     def __init__(self, width: int) -> None:
@@ -141,7 +141,7 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.norm = _Norm(width)
+        self.norm = ChannelNorm(width)
         self.convolution = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
         self.mix = nn.Conv1d(width, width, 1)
         self.reach = dilation
@@ -211,7 +211,7 @@ class Encoder(nn.Module):
         self.fine = nn.ModuleList([ResidualUnit(hidden, 1), ResidualUnit(hidden, 2)])
         self.gather = nn.Conv1d(hidden, hidden, STEPS, stride=STEPS)
         self.coarse = nn.ModuleList(ResidualUnit(hidden, dilation) for dilation in config.sketch_dilations)
-        self.norm = _Norm(hidden)
+        self.norm = ChannelNorm(hidden)
         self.output = nn.Conv1d(hidden, config.sketch_width, 1)
         # Frames that a piece needs at either side: one for the fine units (3 moments), and what the coarse ones look.
         self.reach = 1 + sum(config.sketch_dilations)

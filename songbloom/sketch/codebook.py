@@ -156,8 +156,9 @@ class SketchCodebook:
 
     def to(self, device: torch.device | str) -> SketchCodebook:
         """The same on another device; features that travel with it stay where they are."""
-        move: dict[str, Any] = {name: getattr(self, name) for name in ("vectors", "mean", "std")}
-        return replace(self, **{name: None if part is None else part.to(device) for name, part in move.items()})
+        mean = None if self.mean is None else self.mean.to(device)
+        std = None if self.std is None else self.std.to(device)
+        return replace(self, vectors=self.vectors.to(device), mean=mean, std=std)
 
     def rows(self, features: Tensor) -> Tensor:
         """Features ``[…, width]`` as they are compared with the vectors: normalised, in float32.
@@ -291,10 +292,10 @@ def load_codebook(path: Path | str | None, *, size: int | None = None) -> Sketch
         raise UserError(f"{path}: no sketch codebook (it holds a {type(content).__name__})")
     try:
         found = _ours(content, path) if content.get("kind") == KIND else _of_others(content, path)
+        if size is not None:
+            found.check_size(size)
     except UserError as error:
         raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error
-    if size is not None:
-        found.check_size(size)
     return found
 
 
