@@ -148,6 +148,12 @@ PRIOR = group(
     single_enc_dec=Knob(False, "Lyrics and music in one sequence for one transformer, not an encoder for lyrics"),
     alignment_layer=Knob(None, "Layer whose attention shows where lyrics are sung", kind="int", minimum=0),
     alignment_head=Knob(None, "Head of that layer", kind="int", minimum=0),
+    alignment_loss_fraction=Knob(
+        0.0,
+        "Weight of the loss that teaches this head (unless it is given: the first of the last layer that reads lyrics) "
+        "to look at the words that are sung, for songs whose word times are known; 0: nothing teaches it",
+        minimum=0,
+    ),
 )
 
 PRIOR_ATTN_BLOCK = group(
@@ -778,6 +784,27 @@ HPARAMS_REGISTRY["demo_ja_prior"] = Hyperparams(
         prime_depth=2,
         prime_heads=2,
         prime_loss_fraction=0.4,
+        alignment_loss_fraction=0.3,  # the corpus knows when its words are sung
+    )
+)
+
+# The shortest way to a head that follows the words: one level of 31 codes a second, windows of 4 s with some 15
+# phonemes. It learns one song of the sung corpus within some hundred steps (docs/alignment.md).
+HPARAMS_REGISTRY["align_vqvae"] = Hyperparams(
+    HPARAMS_REGISTRY["demo_vqvae"] | Hyperparams(levels=1, downs_t=(3,), strides_t=(8,), sample_length=16384)
+)
+HPARAMS_REGISTRY["align_prior"] = Hyperparams(
+    HPARAMS_REGISTRY["demo_ja_prior"]
+    | Hyperparams(
+        level=0,
+        n_ctx=128,
+        sample_length=128 * 512,
+        blocks=16,
+        n_tokens=24,
+        t_bins=1,  # told where in the song it is, it would learn that by heart and read nothing
+        lr=0.002,
+        bs=16,
+        restore_vqvae="logs/align_vqvae/checkpoint_latest.pth.tar",
     )
 )
 
@@ -800,7 +827,7 @@ HPARAMS_REGISTRY["songbloom_vae"] = Hyperparams(
 HPARAMS_REGISTRY["small_vae"] = Hyperparams(
     vae=True,
     sr=48000,
-    sample_length=10 * 1920,  # 0.4 s
+    sample_length=6 * 1920,  # 0.24 s: many short pieces of many songs teach more in a minute than few long ones
     bs=4,
     labels=False,
     vae_width=4,
@@ -810,9 +837,9 @@ HPARAMS_REGISTRY["small_vae"] = Hyperparams(
     vae_spectral_n_fft=(2048, 512, 128),
     vae_waveform=10.0,
     vae_kl=1e-4,
-    lr=0.002,
-    lr_warmup=20.0,
-    mu=0.99,  # some hundreds of steps are all there is: a longer average would still be near the start
+    lr=0.001,
+    lr_warmup=10.0,
+    mu=0.98,  # some hundreds of steps are all there is: a longer average would still be near the start
     aug_shift=True,
 )
 

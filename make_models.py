@@ -44,6 +44,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "small_sep_enc_dec": ("small_vqvae", "small_upsampler", "small_sep_enc_dec_prior"),
     "demo": ("demo_vqvae", "demo_upsampler", "demo_prior"),
     "demo_ja": ("demo_vqvae", "demo_upsampler", "demo_ja_prior"),
+    "align": ("align_vqvae", "align_prior"),
     "tiny": ("tiny_vqvae", "tiny_upsampler", "tiny_prior"),
     "tiny_lyrics": ("tiny_vqvae", "tiny_upsampler", "tiny_lyrics_prior"),
 }
@@ -215,6 +216,11 @@ def find_weights(
         if not found[name].is_file() and (download or not downloads.is_address(path)):
             raise UserError(f"{found[name]}: no such file; it should hold the weights of {name}")
     return found
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether the weights at ``path`` are there in our own layout, so that a model's are pages of the file."""
+    return path.is_file() and _open(path, verify=False).content.get("kind") is not None
 
 
 def make_model(

@@ -157,6 +157,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 "leaves none: lower --train_test_split or add songs"
             )
         self.labeller = labeller
+        self.tells_sung = bool(hps.get("alignment_loss_fraction")) and labeller is not None and labeller.reads_lyrics
         if labeller is not None:
             self._known = prepared(labeller, self.songs, hook=get_metadata, test=split == "test")
         self._ends = np.cumsum([song.total_length for song in self.songs], dtype=np.int64)
@@ -171,7 +172,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         Returns:
             ``audio`` float32 ``[sample_length, C]``, of one channel unless it is for a VAE; ``song``, a position in
             ``.songs``; ``offset`` in that song, in samples; ``replaced``: 1 if another item took the place of one that
-            cannot be read, else 0; with a labeller also ``labels`` int64 ``[width]``.
+            cannot be read, else 0; with a labeller also ``labels`` int64 ``[width]``, and ``sung`` float32
+            ``[n_tokens, 2]`` (:meth:`songbloom.data.labels.Labeller.sung`) for a prior that is taught to align.
 
         Raises:
             UserError: neither this item nor any of many others can be read.
@@ -196,7 +198,10 @@ class ChunkDataset(Dataset[dict[str, Any]]):
                 continue
             found = {"audio": audio, "song": song, "offset": offset, "replaced": int(attempt > 0)}
             if self.labeller is not None:
-                found["labels"] = self.labeller.vector(self._known[song], self.songs[song].total_length, offset)
+                where = self.songs[song].total_length, offset
+                found["labels"] = self.labeller.vector(self._known[song], *where)
+                if self.tells_sung:
+                    found["sung"] = self.labeller.sung(self._known[song], *where)
             return found
         raise UserError(
             f"{_ATTEMPTS} chunks in a row cannot be read, the last because of {problem}; is the data still there?"

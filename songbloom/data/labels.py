@@ -265,6 +265,22 @@ class Labeller:
         y = [total_length, offset, self.sample_length, song.artist_id, *song.genre_ids, *words]
         return torch.tensor(y, dtype=torch.int64)
 
+    def sung(self, song: Compact, total_length: int, offset: int) -> Tensor:
+        """When a chunk's head of alignment is to look at each lyric position: float32 ``[n_tokens, 2]``, samples from
+        the chunk's beginning; NaN where nobody knows.
+
+        A position has read the tokens before it, not its own, so its time is that of the token before. A token lasts
+        until the next one begins: the pause between two belongs to the first, and what comes before the first word to
+        the positions that have not read it.
+        """
+        found = np.full((self.n_tokens, 2), np.nan)
+        if song.times is not None and self.n_tokens:
+            places = _places(song.times)
+            indices = np.array(self.window(len(song.ids), song.times, total_length, offset, self.sample_length))
+            there = indices >= 0
+            found[there] = places[indices[there]] * self.sr - offset
+        return torch.from_numpy(found.astype(np.float32))
+
     def label(
         self,
         artist: str | None,
@@ -345,6 +361,19 @@ class Labeller:
             "genre": self.tables.genre_name(columns[N_FIXED : N_FIXED + self.bow]),
             "lyrics": self.vocabulary.decode(words),
         }
+
+
+def _places(times: np.ndarray) -> np.ndarray:
+    """From the times of tokens, ``[tokens, 2]`` seconds, to those of lyric positions (:meth:`Labeller.sung`)."""
+    found = np.full((len(times), 2), np.nan)
+    known = np.flatnonzero(~np.isnan(times[:, 0]))
+    if len(known):
+        begins = np.maximum.accumulate(times[known, 0])
+        found[: known[0] + 1] = -np.inf, begins[0]
+        inside = known < len(times) - 1  # no position has read the last token
+        found[known[inside] + 1, 0] = begins[inside]
+        found[known[inside] + 1, 1] = np.append(begins[1:], np.inf)[inside]
+    return found
 
 
 def _if_any(times: Times | None) -> Times | None:

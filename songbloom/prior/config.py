@@ -102,6 +102,9 @@ class PriorConfig:
     copy_input: bool = False
     draw_lyric_ids: bool = False
     prime_loss_fraction: float = 0.1
+    alignment_layer: int | None = None
+    alignment_head: int | None = None
+    alignment_loss_fraction: float = 0.0
     prime_depth: int = 3
     prime_width: int = 128
     prime_heads: int = 1

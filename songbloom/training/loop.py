@@ -173,7 +173,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.module, DistributedDataParallel):
                 stack.enter_context(self.module.no_sync())
-            loss, metrics = self.module(*self.task.prepare(batch.audio, batch.labels))
+            loss, metrics = self.module(*self.task.prepare(batch))
             self._hear_flags(loss)
             if not self._bad:
                 (loss * (self.state.scaler.scale / self.accumulate)).backward()
@@ -316,7 +316,7 @@ class Trainer:
         averages = Averages()
         with evaluating(self.task), self._averaged():
             for number, batch in enumerate(self._batches(self.test_set, 0, 0, shuffle=False)):
-                loss, metrics = self.task(*self.task.prepare(batch.audio, batch.labels))
+                loss, metrics = self.task(*self.task.prepare(batch))
                 named = {"test_loss": loss, **{f"test_{k}": v for k, v in metrics.items()}}
                 averages.add(named, 0 if self._is_filling(number) else len(batch))
         values = averages.take()

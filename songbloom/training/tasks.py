@@ -31,22 +31,26 @@ class Batch:
     Attributes:
         audio: ``[N, T, C]``, in ``vae_channels`` for a VAE, else mono.
         labels: vectors int64 ``[N, width]``, or None.
+        sung: when each lyric position is to be looked at, float32 ``[N, n_tokens, 2]``, samples
+            (:meth:`songbloom.data.labels.Labeller.sung`), or None.
     """
 
     audio: Tensor
     labels: Tensor | None = None
+    sung: Tensor | None = None
 
     @classmethod
     def of(cls, items: Mapping[str, Tensor], device: torch.device) -> Batch:
         """Stacked items of a data set; the audio on the device, labels on the CPU, where priors look through them."""
-        return cls(items["audio"].to(device, non_blocking=True), items.get("labels"))
+        return cls(items["audio"].to(device, non_blocking=True), items.get("labels"), items.get("sung"))
 
     def __len__(self) -> int:
         return len(self.audio)
 
     def first(self, number: int) -> Batch:
         """The first items."""
-        return Batch(self.audio[:number], None if self.labels is None else self.labels[:number])
+        parts = (None if part is None else part[:number] for part in (self.labels, self.sung))
+        return Batch(self.audio[:number], *parts)
 
 
 class Task(nn.Module):
@@ -75,9 +79,9 @@ class Task(nn.Module):
         if self.precision.half_parameters:
             halve_matrices(model)
 
-    def prepare(self, audio: Tensor, labels: Tensor | None = None) -> Inputs:
-        """Audio ``[N, T, 1]`` and label vectors on the device → what :meth:`forward` takes; no gradients."""
-        return (audio,)
+    def prepare(self, batch: Batch) -> Inputs:
+        """A batch → what :meth:`forward` takes; no gradients."""
+        return (batch.audio,)
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and metrics without gradients; both are means over the batch."""
@@ -274,19 +278,21 @@ class PriorTask(Task):
         return self._codec[0]
 
     @torch.no_grad()
-    def prepare(self, audio: Tensor, labels: Tensor | None = None) -> Inputs:
-        """Audio ``[N, T, 1]`` → codes of this prior's level ``[N, n_ctx]``, those above or None, and the labels."""
+    def prepare(self, batch: Batch) -> Inputs:
+        """Audio → codes of this prior's level ``[N, n_ctx]``, those above or None; the labels; ``batch.sung``."""
+        audio = batch.audio
         prior = self.model
         level = prior.level
         above = level + 1 < self.vqvae.levels
         # One item at a time: the codec's activations are long, and codes do not depend on the batch.
         codes = self.vqvae.encode(audio, start_level=level, end_level=level + 1 + above, bs_chunks=len(audio))
-        return codes[0], codes[1] if above else None, labels
+        return codes[0], codes[1] if above else None, batch.labels, batch.sung
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(codes [N, n_ctx], upper codes or None, labels or None)`` → loss in bits a code, and metrics."""
-        codes, upper, labels = inputs
-        return self.model(codes, upper, labels, precision=self.precision.compute)
+        """``(codes [N, n_ctx], upper codes, labels, when words are sung)``, None for what is not there → the loss in
+        bits a code, and metrics."""
+        codes, upper, labels, sung = inputs
+        return self.model(codes, upper, labels, sung=sung, precision=self.precision.compute)
 
     def amount(self, audio: Tensor) -> float:
         prior = self.model
@@ -319,7 +325,7 @@ class PriorTask(Task):
         bound = prior.cond_downsample or batch.labels is not None
         number = min(self.hps["bs_sample"], len(batch)) if bound else self.hps["bs_sample"]
         labels = batch.first(number).labels
-        upper = self.prepare(batch.audio[:number])[1] if prior.cond_downsample else None
+        upper = self.prepare(batch.first(number))[1] if prior.cond_downsample else None
         seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
         generators = [torch.Generator().manual_seed(seed * 1009 + item) for item in range(number)]
         codes = prior.sample(number, upper_codes=upper, labels=labels, temperature=1.0, generators=generators)

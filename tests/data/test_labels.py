@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,28 @@ def test_words_follow_their_times() -> None:
     assert torch.equal(maker.vector(song, 1000, 500), maker.label(None, None, text, 1000, 500, times).y)
     nothing_timed = maker.label(None, None, text, 1000, 450, [None] * 20)
     assert nothing_timed.indices == maker.label(None, None, text, 1000, 450).indices
+
+
+def test_when_each_lyric_position_is_to_be_looked_at() -> None:
+    maker = labeller(n_tokens=4, sr=100)
+    # Position n has read the tokens before n: it stands for token n - 1, until the next token begins.
+    song = maker.compact(maker.known(None, None, "abcdef", times=[None, (1, 2), (3, 4), None, (6, 7), (8, 9)]))
+    assert [maker.vector(song, 1000, offset)[-4:].tolist() for offset in (0, 500)] == [
+        song.ids[:4].tolist(),
+        song.ids[2:].tolist(),
+    ]
+    inf, nan = math.inf, math.nan
+    expected = {
+        0: [(-inf, 100), (-inf, 100), (100, 300), (300, 600)],
+        500: [(-400, -200), (-200, 100), (nan, nan), (100, 300)],
+    }
+    for offset, times in expected.items():
+        torch.testing.assert_close(maker.sung(song, 1000, offset), torch.tensor(times), equal_nan=True)
+    short = maker.compact(maker.known(None, None, "ab", times=[(1, 2), (3, 4)]))
+    padded = torch.tensor([(nan, nan), (nan, nan), (-inf, 100), (100, 300)])
+    torch.testing.assert_close(maker.sung(short, 1000, 0), padded, equal_nan=True)
+    timeless = maker.compact(maker.known(None, None, "abcdef"))
+    assert maker.sung(timeless, 1000, 0).isnan().all()
 
 
 def test_a_batch_says_of_each_item_what_it_knows() -> None:

@@ -67,8 +67,8 @@ def test_priors_train_and_keep_their_tables(kind: str, tmp_path: Path, songs: Pa
 def test_labels_reach_the_model(tmp_path: Path, songs: Path, codec: str) -> None:
     task = trainer("lyrics", tmp_path, songs, codec)
     batch = next(iter(task._batches(task.train_set, 0, 0, shuffle=False)))
-    codes, upper, labels = task.task.prepare(batch.audio, batch.labels)
-    assert upper is None and labels is batch.labels and labels.shape == (2, 37)
+    codes, upper, labels, sung = task.task.prepare(batch)
+    assert upper is None and sung is None and labels is batch.labels and labels.shape == (2, 37)
     other = labels.clone()
     other[:, -1] = 7
     model = task.task.model.eval()

@@ -14,6 +14,7 @@ from torch import Tensor
 from songbloom.errors import UserError
 from songbloom.training import checkpoint, loop
 from songbloom.training.loop import Trainer
+from songbloom.training.tasks import Batch
 from tests.training.runs import built, differences, latest, weight_difference, write_songs
 
 PRIOR = {"prior": True, "attn_dropout": 0.1, "emb_dropout": 0.1, "iters_before_update": 2, "aug_shift": True}
@@ -288,7 +289,7 @@ def test_evaluation_uses_averaged_weights_and_leaves_training_alone(tmp_path: Pa
         task.model.load_state_dict({**content["model"], **weights})
         audio = [torch.as_tensor(trainer.test_set[i]["audio"])[None] for i in range(len(trainer.test_set))]
         with torch.no_grad():
-            losses.append(sum(float(task(*task.prepare(a))[0]) for a in audio) / len(audio))
+            losses.append(sum(float(task(*task.prepare(Batch(a)))[0]) for a in audio) / len(audio))
     assert told == pytest.approx(losses[0], rel=1e-5) and told != pytest.approx(losses[1], rel=1e-5)
 
 
