@@ -66,6 +66,8 @@ def _plus(x: Tensor, added: Tensor | None, begin: int) -> Tensor:
 class Stepper(Protocol):
     """Takes a sequence from its beginning, positions in order."""
 
+    cache: DecodingCache
+
     def read(self, x: Tensor, begin: int, *, wanted: bool) -> Tensor | None:
         """Positions ``begin`` and on of a prompt [N, m, W], without positions and conditions → logits [N, m, bins] if
         ``wanted``."""

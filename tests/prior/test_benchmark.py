@@ -34,3 +34,25 @@ def test_the_benchmark_names_a_typo():
     done = run("--quick", "--prior_dept=1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "prior_depth" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_sampling_benchmark_prints_every_path():
+    program = [sys.executable, str(ROOT / "benchmarks" / "sampling.py")]
+    options = ["--quick", "--shapes=upsampler"]
+    done = subprocess.run([*program, *options], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    measured = result["shapes"]["upsampler"]["measured"]
+    assert set(measured) == {f"{p}, n_samples {n}" for p in ("fp32", "bf16", "int8") for n in (1, 4)}
+    for name, figures in measured.items():
+        assert ("plain" in figures) == ("int8" not in name) and "packed" in figures
+        for path in figures.keys() & {"native", "packed", "plain"}:
+            assert 0 < figures[path]["tokens_per_second"] <= figures[path]["tokens_per_second_best"]
+            assert figures[path]["bound_tokens_per_second"] > 0
+    assert result["config"]["quick"] and result["machine"]["cpu"]
+
+
+def test_the_sampling_benchmark_names_a_typo():
+    program = [sys.executable, str(ROOT / "benchmarks" / "sampling.py"), "--shapes=smal_prior"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --shapes: 'smal_prior' is not one of small_prior")
