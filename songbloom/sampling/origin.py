@@ -79,9 +79,11 @@ def data_file(path: Path | str, above: int = -1) -> Path:
         above: of a run's folder, take the finest level above this one if there is any, else the finest.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: there is none.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"--codes_file={path}: no such file or folder; give the folder of a run, or a {DATA}")
     if not path.is_dir():
         return path
     if (path / DATA).is_file():

@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -49,6 +50,10 @@ def seeds_of_settings(settings: Mapping[str, Any]) -> list[int]:
     if isinstance(given, Sequence) and all(isinstance(each, int) for each in given):
         return list(given)
     return item_seeds(seed, range(items)) if isinstance(seed, int) and isinstance(items, int) else []
+
+
+Reader = Callable[[Path], dict[str, Any] | None]
+"""From the folder of a run to its ``run.json``, as :func:`read_record`."""
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -106,19 +111,19 @@ def _neighbours(place: Path) -> Iterator[Path]:
     yield from (each for each in inside if (each / RECORD).is_file())
 
 
-def find_parent(folder: Path, parent: Mapping[str, Any]) -> Path | None:
+def find_parent(folder: Path, parent: Mapping[str, Any], read: Reader = read_record) -> Path | None:
     """Where the run is that ``parent`` of the run in ``folder`` tells of; None where it is nowhere near."""
     wanted, recorded = parent.get("id"), parent.get("folder")
     if not isinstance(recorded, str):
         return None
     place = Path(os.path.normpath(folder.resolve() / recorded))
-    record = read_record(place)
+    record = read(place)
     if record and (not wanted or run_id(record["settings"]) == wanted):
         return place
     if not wanted:
         return None
     for neighbour in (*_neighbours(place.parent), *_neighbours(folder.resolve().parent)):
-        record = read_record(neighbour)
+        record = read(neighbour)
         if record and run_id(record["settings"]) == wanted:
             return neighbour
     return None
@@ -132,15 +137,15 @@ def _listed(folder: Path) -> list[str]:
     return [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
 
 
-def find_children(folder: Path) -> list[Path]:
+def find_children(folder: Path, read: Reader = read_record) -> list[Path]:
     """The runs that went on from the one in ``folder``: those that told it, and those beside it."""
     folder = folder.resolve()
-    record = read_record(folder)
+    record = read(folder)
     own = run_id(record["settings"]) if record else ""
     told = [Path(os.path.normpath(folder / each)) for each in _listed(folder)]
     found = []
     for place in dict.fromkeys([*told, *_neighbours(folder.parent)]):
-        child = None if place == folder else read_record(place)
+        child = None if place == folder else read(place)
         parent = child and child.get("parent")
         if not isinstance(parent, dict):
             continue
@@ -157,35 +162,34 @@ def family(folder: Path) -> list[tuple[Path | None, int]]:
         Pairs of a folder and of the place in this list of the run it goes on from, -1 for the first. The folder is None
         for a first run that is gone.
     """
+    read = cache(read_record)  # neighbours are looked at again for every run of the family
     top, above = folder.resolve(), {folder.resolve()}
     gone = False
     while True:
-        parent = (read_record(top) or {}).get("parent")
+        parent = (read(top) or {}).get("parent")
         if not isinstance(parent, dict):
             break
-        place = find_parent(top, parent)
+        place = find_parent(top, parent, read)
         if place is None or place in above:
             gone = place is None
             break
         top = place
         above.add(top)
     found: list[tuple[Path | None, int]] = [(None, -1)] if gone else []
-    _gather(top, len(found) - 1, found, set(), above)
+    _gather(top, len(found) - 1, found, above, read)
     return found
 
 
-def _gather(
-    folder: Path, parent: int, found: list[tuple[Path | None, int]], seen: set[Path], wanted: set[Path]
-) -> None:
+def _gather(folder: Path, parent: int, found: list[tuple[Path | None, int]], wanted: set[Path], read: Reader) -> None:
     """Add a run and all that goes on from it; of a family that is too large, those first that are ``wanted``."""
-    waiting = [(folder, parent)]
+    waiting, seen = [(folder, parent)], set()
     while waiting and len(found) < LARGEST_FAMILY:
         place, before = waiting.pop()
         if place in seen:
             continue
         seen.add(place)
         found.append((place, before))
-        children = sorted(find_children(place), key=lambda each: (each in wanted, _newest_last(each)))
+        children = sorted(find_children(place, read), key=lambda each: (each in wanted, _newest_last(each)))
         waiting += [(child, len(found) - 1) for child in children]
 
 

@@ -68,7 +68,8 @@ def test_a_folder_stands_for_its_file(folder: Path, tmp_path: Path) -> None:
     assert data_file(coarse) == coarse
     assert data_file(folder, above=0) == coarse  # to write level 0 again
     assert data_file(folder, above=1) == fine
-    assert data_file(tmp_path / "missing") == tmp_path / "missing"
+    with pytest.raises(UserError, match=r"--codes_file=.*missing: no such file or folder; give the folder of a run"):
+        data_file(tmp_path / "missing")
     with pytest.raises(UserError, match="is no folder of a run that has written a level"):
         data_file(tmp_path)
 
