@@ -106,17 +106,20 @@ def test_going_on_is_as_if_there_had_been_no_stop(trained: Path, folder: Path, j
 @pytest.mark.parametrize("judged", [False, True])
 def test_any_number_of_ranks_trains_the_same_weights(folder: Path, judged: bool) -> None:
     contents: dict[int, Any] = {}
+    judge = ["--vae_adversarial=0.1", "--vae_discriminator_lr=0.004"] if judged else []
     for ranks in (1, 2):
-        options = [*VAE_RUN, *(JUDGED if judged else []), f"--name=r{ranks}", "--train_steps=5", f"--bs={4 // ranks}"]
+        # Some gradients (of the logarithms of bins that are nearly empty) jump at the slightest difference, so what
+        # ranks compute is compared after two steps, before rounding has grown.
+        options = [*VAE_RUN, *judge, f"--name=r{ranks}", "--train_steps=2", f"--bs={4 // ranks}"]
         done = run(folder, *options, ranks=ranks, what=["nothing", "0"])
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         assert len(set(told["hashes"])) == 1, "ranks differ in some bit"
         contents[ranks] = latest(folder / "logs", f"r{ranks}")
-    assert weight_difference(contents[1], contents[2]) < 2e-3
-    for index in (0, max(contents[1]["optimizer"]["state"])):  # the codec's first, and the discriminator's last
+    assert weight_difference(contents[1], contents[2]) < 1e-3
+    for index in contents[1]["optimizer"]["state"]:
         one, other = (contents[n]["optimizer"]["state"][index]["exp_avg"] for n in (1, 2))
-        assert float((one - other).norm() / one.norm()) < 1e-2
+        assert float((one - other).norm()) < 1e-3 * float(one.norm())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ __all__ = ["VAE", "Decoder", "Encoder", "Posterior", "VAEConfig"]
 
 CHUNK = 128  # latents a piece, where nothing else is asked for
 SHORTEST_PROMPT = 2048  # samples; published models hear nothing in a style prompt that is shorter
+FIRST_LOUDNESS = 0.1  # of an untrained decoder: from near silence it learns at once, a loud one first learns to hush
 STD_FLOOR = 1e-4  # added to every standard deviation; part of the published models' definition
 
 
@@ -148,6 +149,8 @@ class VAE(nn.Module):
             for part in self.modules():
                 if isinstance(part, WeightNormed):
                     part.reset(generator)
+        with torch.no_grad():
+            self.decoder.output.magnitude.mul_(FIRST_LOUDNESS)
 
     # -- audio to latents ----------------------------------------------------------------------------------------
 
