@@ -228,7 +228,7 @@ class Levels:
         audio = torch.zeros(len(self.mine) if short else 0, length, 1)
         for index, item in enumerate(self.mine):
             at = 0
-            pieces = job.vqvae.decode_pieces([each[index : index + 1] for each in written[level:]], start_level=level)
+            pieces = sound.decoded(job.vqvae, [each[index : index + 1] for each in written[level:]], level)
             for piece in sound.write_item(beside, item, pieces, length, job.vqvae.sample_rate):
                 if short:
                     audio[index, at : at + piece.shape[1]] = piece[0].cpu()
@@ -246,7 +246,7 @@ class Levels:
 
 def preview_item(job: Job, run: Run, level: int, item: int, codes: Tensor) -> None:
     """Write the sound so far of an item, of its codes ``[codes]`` at this level."""
-    pieces = job.vqvae.decode_pieces([codes[None].to(world().device)], start_level=level)
+    pieces = sound.decoded(job.vqvae, [codes[None].to(world().device)], level)
     preview.write_item(run.folder, level, item, pieces, job.vqvae.sample_rate)
 
 
