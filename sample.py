@@ -16,14 +16,16 @@ from typing import Any
 from torch import Tensor
 
 from hparams import HPARAMS_REGISTRY, setup_hparams
-from make_models import MODELS, find_weights, make_labeller, make_model, parts_of, settings_of
+from make_models import MODELS, find_weights, is_mappable, make_labeller, make_model, parts_of, settings_of
 from songbloom import distributed
 from songbloom.data.labels import Labeller
 from songbloom.distributed import say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams, Knobs
+from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
-from songbloom.sampling import labelling, memory, request, tree
+from songbloom.published.fetch import use_cache_folder
+from songbloom.sampling import labelling, memory, needs, request, tree
 from songbloom.sampling.job import Job, perform
 from songbloom.sampling.origin import open_origin, seeds_of
 from songbloom.sampling.run import fingerprint
@@ -43,6 +45,7 @@ def main() -> int:
 def model_files(options: Hyperparams) -> tuple[dict[str, Any], dict[str, str]]:
     """Overrides and checkpoints for :func:`make_models.make_model`."""
     codec, *priors = parts_of(options.model)
+    use_cache_folder(options.cache_dir)
     setup_hparams(options.hps)
     overrides: dict[str, Any] = {"local_logdir": options.local_logdir, "label_tables": options.label_tables}
     for name in Knobs.split_names(options.hps):
@@ -68,6 +71,7 @@ def prepare(options: Hyperparams) -> Job:
     find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
+    check_memory(options, sizes, overrides, checkpoints)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
     # All ranks download together. From here on files are named, since a rank without items loads no prior.
     files = {name: str(path) for name, path in weights.items()}
@@ -75,8 +79,9 @@ def prepare(options: Hyperparams) -> Job:
     vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=files)
 
     def load_prior(level: int) -> Prior:
-        _, (prior,) = make_model(options.model, device, overrides, [level], checkpoints=files, vqvae=vqvae)
-        return prior
+        dtype = dtype_of(settings[level].precision)
+        model = make_model(options.model, device, overrides, [level], checkpoints=files, vqvae=vqvae, dtype=dtype)
+        return model[1][0]
 
     origin = open_origin(options, vqvae, min(to_write))
     length, codes = request.beginning(options, vqvae, to_write, origin)
@@ -128,6 +133,22 @@ def batches_of(options: Hyperparams, sizes: Sequence[Prior], items: int) -> dict
     before = {} if options.overwrite else memory.chosen_before(options.name)
     device = world().device
     return memory.choose_batches(sizes, request.precision_of(options, device), device, items, before)
+
+
+def check_memory(
+    options: Hyperparams, sizes: Sequence[Prior], overrides: dict[str, Any], checkpoints: dict[str, str]
+) -> None:
+    """Say what sampling needs of memory, and refuse what cannot fit, before anything is downloaded."""
+    levels, device = len(parts_of(options.model)) - 1, world().device
+    items = options.n_samples or 1
+    batches = batches_of(options, sizes, items)
+    settings = {
+        each.level: request.level_settings(options, each, levels, device, batches[str(each.level)]) for each in sizes
+    }
+    files = find_weights(options.model, overrides, settings, checkpoints=checkpoints, download=False)
+    named = {name: level - 1 for level, name in enumerate(parts_of(options.model))}
+    ours = {named[name] for name, path in files.items() if is_mappable(path)}
+    needs.check(sizes, settings, items, device, mapped=ours)
 
 
 def kept_seconds(codes: Sequence[Tensor], vqvae: VQVAE) -> float:

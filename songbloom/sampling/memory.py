@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from songbloom.distributed import gather_objects, world
+from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.sampling.tree import RECORD
+from songbloom.transformer.layers import Linear
 
 LARGEST_BATCH = 64  # more makes a step no cheaper an item, and the first codes come late
 USED_SHARE = 0.8  # of what is free; the rest is for decoding, and for others
@@ -46,8 +48,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def weight_bytes(prior: Prior, precision: str) -> float:
-    """What a prior's weights take: float32, and a copy in half precision where that is computed in."""
-    return prior.cost(precision)["parameters"] * (4 if precision == "fp32" else 6)
+    """What a prior's weights take as they are loaded: matrices in the precision, all else in float32."""
+    matrices = sum(module.weight.numel() for module in prior.modules() if isinstance(module, Linear))
+    rest = sum(parameter.numel() for parameter in prior.parameters()) - matrices
+    return 4.0 * rest + dtype_of(precision).itemsize * matrices
 
 
 def item_bytes(prior: Prior, precision: str) -> float:

@@ -33,6 +33,7 @@ WEIGHTS = {
     ),
     "restore_prior": Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
     "local_logdir": Knob("logs", "Folder in which training left its checkpoints"),
+    "cache_dir": Knob("", "Folder for published weights; empty: $SONGBLOOM_CACHE, or ~/.cache/songbloom"),
 }
 
 
@@ -157,7 +158,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             prompts_jsonl=Knob(
                 "",
                 "File with one JSON object an item: artist, genre, lyrics or lyrics_file, phrases, "
-                "total_sample_length_in_seconds; what a line lacks is taken from the options above",
+                "total_sample_length_in_seconds, seed; what a line lacks is taken from the options above",
             ),
             label_tables=Knob(
                 "", "Folder with the id tables of artists and genres, for published models; empty: beside the weights"

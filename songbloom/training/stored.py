@@ -41,8 +41,12 @@ class Stored:
         self.content, self.mapped = content, mapped
         self._path, self._places = Path(path), dict(places or {})
 
-    def numbers(self, tensor: Tensor) -> Tensor:
+    def numbers(self, tensor: Tensor, room: Tensor | None = None) -> Tensor:
         """A tensor of the content, or a view of one, with its numbers on the CPU.
+
+        Args:
+            tensor: which.
+            room: uint8, used for the numbers if they have to be read and fit; otherwise memory of their own is.
 
         Raises:
             CutShort: the file has become shorter.
@@ -52,15 +56,16 @@ class Stored:
         _, offset = self._places[_identity(tensor)]
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         count = last + 1 if tensor.numel() else 0
-        raw = torch.empty(count * tensor.itemsize, dtype=torch.uint8)
-        room = raw.numpy().data
+        size = count * tensor.itemsize
+        raw = torch.empty(size, dtype=torch.uint8) if room is None or len(room) < size else room[:size]
+        missing = raw.numpy().data
         with self._path.open("rb") as file:
             file.seek(offset + tensor.storage_offset() * tensor.itemsize)
-            while room:
-                got = file.readinto(room)  # less than asked for, where that is more than the system reads at once
+            while missing:
+                got = file.readinto(missing)  # less than asked for, where that is more than the system reads at once
                 if not got:
                     raise CutShort("ends within a tensor")
-                room = room[got:]
+                missing = missing[got:]
         return raw.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
     def let_go(self, tensor: Tensor) -> None:
@@ -160,7 +165,7 @@ def fill(
     """Give a module its weights, tensor by tensor, so that no more than one is in memory twice.
 
     A module on the meta device gets tensors of its own on ``device``: the file's mapped pages themselves where these
-    are of the right type and on the right device, otherwise copies. Any other module is copied into.
+    are of the right type and layout and on the right device, otherwise copies. Any other module is copied into.
 
     Args:
         module: what to fill.
@@ -171,8 +176,12 @@ def fill(
         device: for a module on the meta device.
     """
     device = torch.device(device)
+    room = None
+    if not stored.mapped:  # one place for all that is read, since memory that is freed may not be given back at once
+        largest = max((tensor.numel() * tensor.itemsize for tensor in state.values() if tensor.is_meta), default=0)
+        room = torch.empty(largest, dtype=torch.uint8)
     for name, own in list(module.state_dict(keep_vars=True).items()):
-        numbers = stored.numbers(state[name])
+        numbers = stored.numbers(state[name], room)
         if not own.is_meta:
             with torch.no_grad():
                 own.copy_(numbers)
@@ -180,7 +189,7 @@ def fill(
             prefix, _, leaf = name.rpartition(".")
             parent = module.get_submodule(prefix)
             wanted = dtype if dtype and leaf == "weight" and isinstance(parent, Linear) else own.dtype
-            if stored.mapped and device.type == "cpu" and numbers.dtype == wanted:
+            if stored.mapped and device.type == "cpu" and numbers.dtype == wanted and numbers.is_contiguous():
                 _put(parent, leaf, own, numbers)
                 continue
             _put(parent, leaf, own, torch.empty(own.shape, dtype=wanted, device=device).copy_(numbers))

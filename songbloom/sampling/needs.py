@@ -1,0 +1,137 @@
+"""What a run needs of memory, level by level, said before it begins and before anything is downloaded.
+
+Levels take turns: the prior of one is let go before that of the next is loaded, so a run needs what its largest level
+does. Weights that are pages of a file on disk are shared by all processes of a machine; caches are each process's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from songbloom.distributed import gather_objects, say, world
+from songbloom.errors import UserError
+from songbloom.prior.config import dtype_of
+from songbloom.prior.prior import Prior
+from songbloom.sampling.memory import free_bytes, item_bytes, weight_bytes
+from songbloom.sampling.sampler import LevelSettings
+from songbloom.transformer.decoding import worth_packing
+from songbloom.transformer.layers import Linear
+from songbloom.transformer.native import stepper
+
+TOLD_FROM = 1e9  # bytes; nobody needs to hear of less
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one level takes in one process.
+
+    Attributes:
+        level: which.
+        precision: of its weights and caches, for people.
+        weights: of the model as it is loaded.
+        shared: how much of that is pages of a file, which processes share.
+        prepared: copies of weights that decoding makes for speed.
+        item: cache, conditioning and activations of one item.
+        items: sampled together.
+    """
+
+    level: int
+    precision: str
+    weights: float
+    shared: float
+    prepared: float
+    item: float
+    items: int
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.prepared + self.items * self.item
+
+    def of_one(self, processes: int) -> float:
+        """All of it, as one of so many processes of a machine that each do the same."""
+        return self.total - self.shared + self.shared / processes
+
+    def __str__(self) -> str:
+        copies = f" and {_gb(self.prepared)} of copies for speed" if self.prepared >= TOLD_FROM / 20 else ""
+        return (
+            f"level {self.level} needs {_gb(self.total)}: {_gb(self.weights)} of weights ({self.precision}){copies}, "
+            f"{_gb(self.item)} for each of {self.items} items"
+        )
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.device, *, mapped: bool = False) -> Need:
+    """What sampling a level takes.
+
+    Args:
+        prior: its sizes are enough.
+        settings: of the level.
+        items: of this process.
+        device: where it will be.
+        mapped: the weights are a file of our own layout on this machine.
+    """
+    dtype = dtype_of(settings.precision)
+    matrices = sum(module.weight.numel() for module in prior.modules() if isinstance(module, Linear))
+    weights = weight_bytes(prior, settings.precision)
+    together = max(1, min(items, settings.max_batch_size))
+    prepared = 0.0
+    if settings.quantize:
+        prepared = float(matrices)
+    elif not stepper.available(dtype, device) and worth_packing(dtype, device, together):
+        prepared = float(dtype.itemsize * matrices)
+    shared = weights if mapped and device.type == "cpu" and dtype == torch.float32 else 0.0
+    word = f"{settings.precision}, {settings.quantize}" if settings.quantize else settings.precision
+    return Need(prior.level, word, weights, shared, prepared, item_bytes(prior, settings.precision), together)
+
+
+def check(
+    priors: Sequence[Prior],
+    settings: Mapping[int, LevelSettings],
+    items: int,
+    device: torch.device,
+    *,
+    mapped: Collection[int] = (),
+) -> list[Need]:
+    """Say what each level needs, where that is much, and refuse what cannot fit; all ranks call it together.
+
+    Args:
+        priors: of the levels to write; their sizes are enough.
+        settings: by level.
+        items: of the run.
+        device: where priors will be.
+        mapped: levels whose weights are files of our own layout.
+
+    Raises:
+        UserError: a level needs more than there is, as far as the system tells.
+    """
+    place = world()
+    mine = -(-items // place.size)
+    needs = [need_of(each, settings[each.level], mine, device, mapped=each.level in mapped) for each in priors]
+    known = [free for free in gather_objects(free_bytes(device)) if free is not None]
+    free = min(known, default=None)
+    each = " in each process" if place.local_size > 1 else ""
+    there = "" if free is None else f"; there is {_gb(free)} free on {device}{each}"
+    for need in sorted(needs, key=lambda need: -need.level):
+        if need.total >= TOLD_FROM:
+            say(f"memory: {need}{there}")
+    for need in sorted(needs, key=lambda need: -need.of_one(place.local_size)):
+        if free is not None and need.of_one(place.local_size) > free:
+            raise UserError(f"not enough memory{each}: {need}, and {_gb(free)} is free on {device}: {_advice(need)}")
+    return needs
+
+
+def _advice(need: Need) -> str:
+    words = []
+    if need.items > 1:
+        words.append(f"--max_batch_size={max(1, need.items // 2)}")
+    if need.precision == "fp32":
+        words.append("--precision=bf16")
+    words.append("fewer ranks" if world().local_size > 1 else "a smaller --model")
+    return f"give {' or '.join(words)}, or free some"
