@@ -105,18 +105,19 @@ class Quantiser(nn.Module):
         """Rows as they are compared: of length 1 for ``cosine``."""
         return F.normalize(rows.float(), dim=-1) if self.distance == "cosine" else rows.float()
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(self, rows: Tensor, gather: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Quantise rows, and learn from them in training mode.
 
         Args:
             rows: ``[R, width]``, already through :meth:`project`.
+            gather: whether rows count for the start, where it isn't done.
 
         Returns:
             codes ``[R]``; their vectors ``[R, width]`` without gradient (before the start: the rows themselves and
             codes of -1); metrics.
         """
         rows = rows.detach()
-        if self.training and not self.ready:
+        if self.training and gather and not self.ready:
             self._gather(rows)
         if not self.ready:
             return torch.full((len(rows),), -1, device=rows.device), rows, {}

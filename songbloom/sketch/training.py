@@ -47,6 +47,8 @@ class SketchVQConfig:
             by itself), or empty: none for built-in features, standard for others.
         sketch_decay: what the codebook's moving averages keep a step.
         sketch_start_rows: frames that are gathered for the k-means start (0: twice the codes).
+        sketch_start_step: training steps that built-in features learn without a codebook; then frames are gathered. A
+            codebook that starts on features which still move fast is left behind by them.
         sketch_start_rounds: rounds of k-means.
         sketch_revival: a code used less than this share of an even use starts again.
         sketch_commit: weight of how far features lie from their codes.
@@ -67,6 +69,7 @@ class SketchVQConfig:
     sketch_normalisation: str = ""
     sketch_decay: float = 0.99
     sketch_start_rows: int = 0
+    sketch_start_step: int = 500
     sketch_start_rounds: int = 10
     sketch_revival: float = 0.1
     sketch_commit: float = 0.25
@@ -79,7 +82,7 @@ class SketchVQConfig:
             raise UserError(
                 f"sketch_normalisation is {self.sketch_normalisation!r}; known are {', '.join(NORMALISATIONS)}"
             )
-        for name in ("sketch_commit", "sketch_pitch", "sketch_gain", "sketch_start_rows"):
+        for name in ("sketch_commit", "sketch_pitch", "sketch_gain", "sketch_start_rows", "sketch_start_step"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if self.samples < samples_of(1, self.sr):
@@ -212,7 +215,8 @@ class SketchVQ(nn.Module):
         frames = target.shape[1] // STEPS
         heard = self._features_of(mono, audio, target, frames)
         rows = self.quantiser.project(normalise(heard, self.config.normalisation, self.mean, self.std).flatten(0, 1))
-        codes, vectors, numbers = self.quantiser(rows)
+        gather = self.learned is None or self.steps >= self.config.sketch_start_step
+        codes, vectors, numbers = self.quantiser(rows, gather)
         commit = (rows - vectors).square().sum(dim=1).mean()
         # Straight through: the decoder hears the codes' vectors, its gradient goes on to the features unchanged.
         made = self.decoder((rows + (vectors - rows).detach()).view(len(audio), frames, -1))

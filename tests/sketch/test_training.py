@@ -132,6 +132,14 @@ def test_built_in_features_learn_with_the_codebook(tmp_path: Path) -> None:
     assert (tokeniser.encode(0.5 * audio, 8000) == codes).float().mean() > 0.7
 
 
+def test_the_codebook_waits_for_the_features() -> None:
+    model = trainer(sketch_start_step=3)
+    numbers = _steps(model, _adam(model), 0, 6)
+    assert [float(n["started"]) for n in numbers] == [0, 0, 0, 0, 1, 1]
+    frozen = trainer(muq_features(), sketch_start_step=3)
+    assert [float(n["started"]) for n in _steps(frozen, _adam(frozen), 0, 2)] == [0, 1]
+
+
 def test_eval_mode_learns_nothing() -> None:
     model = trainer()
     _steps(model, _adam(model), 0, 3)

@@ -60,7 +60,13 @@ def sound(items: int, seconds: float, sample_rate: int, channels: int = 1, seed:
 
 def trainer(features: nn.Module | None = None, **changes: object) -> SketchVQ:
     """A small sketch codebook in training."""
-    settings = {"sr": 8000, "sample_length_in_seconds": 1.0, "sketch_codes": 16, "sketch_start_rows": 100}
+    settings = {
+        "sr": 8000,
+        "sample_length_in_seconds": 1.0,
+        "sketch_codes": 16,
+        "sketch_start_rows": 100,
+        "sketch_start_step": 0,
+    }
     if features is not None:
         settings |= {"sketch_features": "muq", "sr": 24000}
     return SketchVQ(SketchVQConfig.from_hps({**settings, **changes}), features, SIZES).train()  # type: ignore[arg-type]
