@@ -119,7 +119,7 @@ def test_any_number_of_ranks_trains_the_same_weights(folder: Path, judged: bool)
     assert weight_difference(contents[1], contents[2]) < 1e-3
     for index in contents[1]["optimizer"]["state"]:
         one, other = (contents[n]["optimizer"]["state"][index]["exp_avg"] for n in (1, 2))
-        assert float((one - other).norm()) < 1e-3 * float(one.norm())
+        assert float((one - other).norm()) <= 1e-3 * float(one.norm()) + 1e-7  # where both margins are open it is 0
 
 
 @pytest.mark.parametrize(
