@@ -15,6 +15,7 @@ from typing import NoReturn
 from songbloom.errors import UserError, did_you_mean
 from songbloom.lyrics.morae import PHONEMES
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
+from songbloom.lyrics.phonemes import PUBLISHED_ROOM
 from songbloom.lyrics.song import LANGUAGES
 from songbloom.lyrics.timed_text import TimedText, read_lines
 from songbloom.lyrics.timing import SUFFIXES, read_timed, token_times
@@ -103,6 +104,8 @@ def show(options: argparse.Namespace) -> None:
     if tokens.sections:
         print()
     print(f"\n{words.name}: {len(tokens)} tokens of {words.n_vocab} kinds, {len(tokens.problems)} problems")
+    if isinstance(words, PhonemeVocabulary) and len(tokens) > PUBLISHED_ROOM:
+        print(f"  the published 150 s models see the first {PUBLISHED_ROOM} tokens")
     for problem in tokens.problems:
         print(f"  {problem}")
 

@@ -17,6 +17,9 @@ TAGS = (*SUNG_TAGS, *SILENT_TAGS)
 MARKS = ("!", ",", "-", ".", "?")
 SECTION_END, SENTENCE_END = ",", "."
 
+PUBLISHED_ROOM = 600
+"""Lyric tokens that the published 150 s models see; the rest is cut off."""
+
 _UNUSED = (
     "AA", "ER", "IH", "SP", "SP2", "SP3", "UNK", "_", "…",
 )  # fmt: skip

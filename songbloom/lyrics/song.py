@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from songbloom.errors import did_you_mean
 from songbloom.lyrics import japanese, western
 from songbloom.lyrics.morae import is_kana
-from songbloom.lyrics.phonemes import SECTION_END, SENTENCE_END
+from songbloom.lyrics.phonemes import SECTION_END, SENTENCE_END, SILENT_TAGS
 from songbloom.lyrics.structure import Section, find_tags, parse, tag_count
 from songbloom.lyrics.tokens import Places, SectionTokens
 from songbloom.lyrics.western import Sound
@@ -204,6 +204,10 @@ def _assembled(
             count = tag_count(section, per_tag) if tag else 0
             begun.append(SectionTokens(tag, len(symbols), count, section.seconds))
             symbols += [Symbol(tag, *span)] * count
+            if section.tag in SILENT_TAGS and any(sound.symbols for sound in inside):
+                places.note(
+                    section.start, section.tag, "has words; they are sung, but published models know none there"
+                )
         symbols += _sentences(inside, final=stop is None)
     return Song(tuple(symbols), tuple(begun), language)
 
