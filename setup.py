@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=["songbloom", "songbloom.*"]),
     py_modules=["hparams", "make_models", "train", "sample", "align"],
     package_data={
-        "songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.gz", "**/*.npz", "**/*.cpp"]
+        "songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.gz", "**/*.npz", "**/*.cpp", "**/*.h"]
     },
     install_requires=requirements("requirements.txt"),
     extras_require={

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("step.cpp")
+HEADER = Path(__file__).with_name("lanes.h")
 # No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
 
@@ -57,7 +58,14 @@ def cpu_features() -> str:
 
 def library_name(flags: tuple[str, ...]) -> str:
     """The name of the library that the source gives with these options on this machine."""
-    parts = (SOURCE.read_text(), " ".join(flags), cpu_features(), platform.machine(), torch.__version__)
+    parts = (
+        SOURCE.read_text(),
+        HEADER.read_text(),
+        " ".join(flags),
+        cpu_features(),
+        platform.machine(),
+        torch.__version__,
+    )
     return "step_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
 
 

@@ -18,135 +18,39 @@
 #include <cstdint>
 #include <cstring>
 #include <sched.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "lanes.h"
+
 namespace {
 
-constexpr int LANES = 16;       // sums a product is split into, on every machine
 constexpr int KEYS = 128;       // keys a piece of attention looks at
 constexpr int CHUNK_ROWS = 32;  // weight rows a thread takes at a time, at most
 constexpr float EPS = 1e-5f;    // of the norms
-
-// Floats of a register; 4 are SSE and NEON, elsewhere the compiler takes them apart.
-#if defined(__AVX512F__)
-constexpr int NATIVE = 16;
-#elif defined(__AVX2__)
-constexpr int NATIVE = 8;
-#else
-constexpr int NATIVE = 4;
-#endif
-constexpr int PARTS = LANES / NATIVE;
 // Weight rows × input rows of a tile: as many sums as registers hold, several rows even for one input.
 constexpr int TILE_ROWS = NATIVE == 16 ? 4 : 2;
 constexpr int TILE_BATCH = NATIVE == 16 ? 4 : 2;
 
-typedef float Vector __attribute__((vector_size(NATIVE * 4)));
-typedef float LooseVector __attribute__((vector_size(NATIVE * 4), aligned(4), may_alias));
+// y scale + more. A function that is never inlined, so that it is rounded once or twice, but everywhere alike: what is
+// done with a product's result is compiled once for each shape of tile, and the compiler chooses anew each time.
+__attribute__((noinline)) float scaled(float y, float scale, float more) { return y * scale + more; }
 
-// Sixteen floats in as many registers as the machine needs for them.
-struct Lanes {
-    Vector part[PARTS];
-};
+int64_t rounded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-using bf16 = uint16_t;  // the upper half of a float
-
-inline float value(float x) { return x; }
-inline float value(int8_t x) { return x; }
-inline float value(bf16 x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float result;
-    return std::memcpy(&result, &bits, 4), result;
-}
-
-inline void put(float x, float* to) { *to = x; }
-inline void put(float x, bf16* to) {  // to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    *to = bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline Lanes load(const float* from) {
-    Lanes x;
-    for (int p = 0; p < PARTS; ++p) x.part[p] = *reinterpret_cast<const LooseVector*>(from + p * NATIVE);
-    return x;
-}
-
-template <class Weight>
-inline Lanes load_slowly(const Weight* from) {
-    float wide[LANES];
-    for (int i = 0; i < LANES; ++i) wide[i] = value(from[i]);
-    return load(wide);
-}
-
-inline Lanes load(const bf16* from) {
-    Lanes x;
-#if defined(__AVX512F__)
-    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    x.part[0] = (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
-#elif defined(__AVX2__)
-    for (int p = 0; p < PARTS; ++p) {
-        __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + p * NATIVE));
-        x.part[p] = (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
-    }
-#else
-    x = load_slowly(from);
-#endif
-    return x;
-}
-
-inline Lanes load(const int8_t* from) {
-    Lanes x;
-#if defined(__AVX512F__)
-    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    x.part[0] = (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-#elif defined(__AVX2__)
-    for (int p = 0; p < PARTS; ++p) {
-        __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + p * NATIVE));
-        x.part[p] = (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    }
-#else
-    x = load_slowly(from);
-#endif
-    return x;
-}
-
-inline void store(float* to, const Lanes& x) {
-    for (int p = 0; p < PARTS; ++p) *reinterpret_cast<LooseVector*>(to + p * NATIVE) = x.part[p];
-}
-
-// sum += a b. The compiler is told to make one rounding of it where the machine can (-ffp-contract=fast).
-inline void add_product(Lanes& sum, const Lanes& a, const Lanes& b) {
-    for (int p = 0; p < PARTS; ++p) sum.part[p] += a.part[p] * b.part[p];
-}
-
-inline void add_product(Lanes& sum, const Lanes& a, float b) {
-    for (int p = 0; p < PARTS; ++p) sum.part[p] += a.part[p] * b;
-}
-
-// Always the same tree: lane i and i + 8, then i + 4, i + 2, i + 1.
-inline float total(const Lanes& x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x.part[0]);
-#else
-    float lane[LANES];
-    store(lane, x);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
-#endif
-}
+// How far apart rows of n floats lie in scratch memory. A power of two would put all of them into the same few places
+// of the nearest cache, where they would push each other out.
+int64_t apart(int64_t n) { return rounded(n) + LANES; }
 
 // ------------------------------------------------------------------------------------------------ products
 
-// result[b][r] = Σ_k w[r][k] x[b][k] for R weight rows and B input rows of n numbers.
+// result[b][r] = Σ_k w[r][k] x[b][k] for R weight rows and B input rows of n numbers; `fresh`: the weights come from
+// memory, and those behind them next.
 // Not inlined, so that it is compiled once a type and shape instead of once a use.
 template <int R, int B, class Weight>
-__attribute__((noinline)) void tile(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int n, float result[B][R]) {
+__attribute__((noinline)) void tile(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int n, bool fresh,
+                                    float result[B][R]) {
     Lanes sum[R][B];
     for (int r = 0; r < R; ++r)
         for (int b = 0; b < B; ++b) sum[r][b] = Lanes{};
@@ -158,7 +62,7 @@ __attribute__((noinline)) void tile(const Weight* w, int64_t w_stride, const flo
             row[r] = load(w + r * w_stride + k);
             // What comes next in memory but one tile: a new row begins a new page, at which the processor's own
             // prefetching stops. Reading past the end of a weight this way is harmless.
-            __builtin_prefetch(w + (r + R) * w_stride + k, 0, 2);
+            if (fresh) __builtin_prefetch(w + (r + R) * w_stride + k, 0, 2);
         }
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) {
@@ -167,35 +71,40 @@ __attribute__((noinline)) void tile(const Weight* w, int64_t w_stride, const flo
             for (int r = 0; r < R; ++r) add_product(sum[r][b], row[r], in);
         }
     }
-    for (int b = 0; b < B; ++b)
-        for (int r = 0; r < R; ++r) {
-            float y = total(sum[r][b]);
-            for (int k = whole; k < n; ++k) y += value(w[r * w_stride + k]) * x[b * x_stride + k];
-            result[b][r] = y;
+    if (whole < n) {  // what is left, in lanes as well: a loop of its own might be rounded otherwise in another tile
+        Lanes row[R];
+        for (int r = 0; r < R; ++r) row[r] = load_first(w + r * w_stride + whole, n - whole);
+        for (int b = 0; b < B; ++b) {
+            const Lanes in = load_first(x + b * x_stride + whole, n - whole);
+            for (int r = 0; r < R; ++r) add_product(sum[r][b], row[r], in);
         }
+    }
+    for (int b = 0; b < B; ++b)
+        for (int r = 0; r < R; ++r) result[b][r] = total(sum[r][b]);
 }
 
 template <int R, int B, class Weight, class Use>
-inline void tile_of(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int n, int b0, Use use) {
+inline void tile_of(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int n, int b0, bool fresh, Use use) {
     float result[B][R];
-    tile<R, B>(w, w_stride, x + b0 * x_stride, x_stride, n, result);
+    tile<R, B>(w, w_stride, x + b0 * x_stride, x_stride, n, fresh && b0 == 0, result);
     for (int b = 0; b < B; ++b)
         for (int r = 0; r < R; ++r) use(b0 + b, r, result[b][r]);
 }
 
 // use(b, r, w[r] · x[b]) for R weight rows and all input rows.
 template <int R, class Weight, class Use>
-inline void all_inputs(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int batch, int n, Use use) {
+inline void all_inputs(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int batch, int n, bool fresh, Use use) {
     int b = 0;
-    for (; b + TILE_BATCH <= batch; b += TILE_BATCH) tile_of<R, TILE_BATCH>(w, w_stride, x, x_stride, n, b, use);
-    for (; b + 2 <= batch; b += 2) tile_of<R, 2>(w, w_stride, x, x_stride, n, b, use);
-    for (; b < batch; ++b) tile_of<R, 1>(w, w_stride, x, x_stride, n, b, use);
+    for (; b + TILE_BATCH <= batch; b += TILE_BATCH) tile_of<R, TILE_BATCH>(w, w_stride, x, x_stride, n, b, fresh, use);
+    for (; b + 2 <= batch; b += 2) tile_of<R, 2>(w, w_stride, x, x_stride, n, b, fresh, use);
+    for (; b < batch; ++b) tile_of<R, 1>(w, w_stride, x, x_stride, n, b, fresh, use);
 }
 
 // The same for rows `begin` to `end`.
 template <class Weight, class Use>
 void products(const Weight* w, int64_t w_stride, int begin, int end, const float* x, int64_t x_stride, int batch, int n,
               float* wide, Use use) {
+    const int64_t row_stride = apart(n);
     int row = begin;
     for (; row + TILE_ROWS <= end; row += TILE_ROWS) {
         auto shifted = [&](int b, int r, float y) { use(b, row + r, y); };
@@ -205,16 +114,16 @@ void products(const Weight* w, int64_t w_stride, int begin, int end, const float
             for (int r = 0; r < TILE_ROWS; ++r) {
                 const Weight* narrow = from + r * w_stride;
                 int k = 0;
-                for (; k + LANES <= n; k += LANES) store(wide + r * int64_t(n) + k, load(narrow + k));
-                for (; k < n; ++k) wide[r * int64_t(n) + k] = value(narrow[k]);
+                for (; k + LANES <= n; k += LANES) store(wide + r * row_stride + k, load(narrow + k));
+                for (; k < n; ++k) wide[r * row_stride + k] = value(narrow[k]);
             }
-            all_inputs<TILE_ROWS>(wide, n, x, x_stride, batch, n, shifted);
+            all_inputs<TILE_ROWS>(wide, row_stride, x, x_stride, batch, n, false, shifted);
         } else {
-            all_inputs<TILE_ROWS>(from, w_stride, x, x_stride, batch, n, shifted);
+            all_inputs<TILE_ROWS>(from, w_stride, x, x_stride, batch, n, true, shifted);
         }
     }
     for (; row < end; ++row)
-        all_inputs<1>(w + row * w_stride, w_stride, x, x_stride, batch, n,
+        all_inputs<1>(w + row * w_stride, w_stride, x, x_stride, batch, n, true,
                       [&](int b, int r, float y) { use(b, row + r, y); });
 }
 
@@ -409,8 +318,6 @@ class Barrier {
     alignas(64) std::atomic<int> turn_{0};
 };
 
-int64_t rounded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
 int64_t pieces_of(const Step& s) {
     int64_t most = 1;
     for (int l = 0; l < s.depth; ++l) most = most > s.layers[l].slots ? most : s.layers[l].slots;
@@ -419,19 +326,19 @@ int64_t pieces_of(const Step& s) {
 
 // Parts of the scratch memory. Those of a thread come last.
 struct Scratch {
-    float *qkv, *attended, *pieces, *y, *up, *own;
-    int64_t own_size, size;
+    float *qkv, *pieces, *y, *up, *own;
+    int64_t own_size, inputs_size, size;
     Scratch(const Step& s, float* at) {
         const int64_t b = s.batch;
         int64_t used = 0;
         auto take = [&](int64_t n) { float* part = at ? at + used : nullptr; used += rounded(n); return part; };
         qkv = take(b * 3 * s.state);
-        attended = take(b * s.state);
         pieces = take(b * s.heads * pieces_of(s) * (s.state / s.heads + 2));
         y = take(b * s.width);
-        up = take(b * s.hidden);
-        const int64_t most = s.width > s.hidden ? s.width : s.hidden;
-        own_size = rounded(b * (s.width > s.state ? s.width : s.state)) + rounded(TILE_ROWS * (most > s.state ? most : s.state));
+        up = take(b * apart(s.hidden));
+        const int64_t input = apart(s.width > s.state ? s.width : s.state);
+        own_size = b * input + TILE_ROWS * (apart(s.hidden) > input ? apart(s.hidden) : input);
+        inputs_size = b * input;
         own = take(s.threads * own_size);
         size = used;
     }
@@ -441,15 +348,16 @@ class Worker {
   public:
     Worker(const Step& step, const Scratch& scratch, Barrier& barrier, std::atomic<int32_t>* counters, int thread)
         : s(step), m(scratch), barrier(barrier), counters(counters),
-          h(scratch.own + thread * scratch.own_size), wide(h + rounded(step.batch * int64_t(step.width > step.state ? step.width : step.state))) {}
+          h(scratch.own + thread * scratch.own_size), wide(h + scratch.inputs_size) {}
 
     void run() {
         for (int l = 0; l < s.depth; ++l)
             s.entry_kind == BFLOAT16 ? layer<bf16>(s.layers[l]) : layer<float>(s.layers[l]);
         if (!s.head.weight) return;
+        const int64_t next_row = apart(s.width);
         for (int b = 0; b < s.batch; ++b)
             for (int k = 0; k < s.width; ++k)
-                h[b * int64_t(s.width) + k] = s.x[b * int64_t(s.width) + k] + (s.after ? s.after[b * s.after_stride + k] : 0.0f);
+                h[b * next_row + k] = s.x[b * int64_t(s.width) + k] + (s.after ? s.after[b * s.after_stride + k] : 0.0f);
         const int64_t bins = s.head.outputs;
         linear(s.head, h, [&](int b, int o, float y) { s.logits[b * bins + o] = y; }, [](int, int) {});
     }
@@ -482,9 +390,9 @@ class Worker {
         const int chunk = fair < TILE_ROWS ? TILE_ROWS : (fair < CHUNK_ROWS ? fair : CHUNK_ROWS);
         for (int begin; (begin = next(chunk)) < map.outputs;) {
             const int end = begin + chunk < map.outputs ? begin + chunk : map.outputs;
-            products(w, map.inputs, begin, end, x, map.inputs, s.batch, map.inputs, wide, [&](int b, int o, float y) {
-                if (sizeof(Weight) == 1) y *= map.scales[o];
-                use(b, o, map.bias ? y + map.bias[o] : y);
+            products(w, map.inputs, begin, end, x, apart(map.inputs), s.batch, map.inputs, wide, [&](int b, int o, float y) {
+                const float bias = map.bias ? map.bias[o] : 0.0f;
+                use(b, o, sizeof(Weight) == 1 ? scaled(y, map.scales[o], bias) : y + bias);
             });
             done(begin, end);
         }
@@ -492,7 +400,7 @@ class Worker {
 
     // Every thread does it for itself, which takes less time than meeting once more.
     void norm(const float* x, const float* weight, const float* bias) {
-        for (int b = 0; b < s.batch; ++b) layer_norm(x + b * int64_t(s.width), weight, bias, s.width, h + b * int64_t(s.width));
+        for (int b = 0; b < s.batch; ++b) layer_norm(x + b * int64_t(s.width), weight, bias, s.width, h + b * apart(s.width));
     }
 
     template <class Entry>
@@ -514,7 +422,7 @@ class Worker {
         }
         meet();
         norm(m.y, layer.mlp_norm_weight, layer.mlp_norm_bias);
-        const int64_t hidden = s.hidden;
+        const int64_t hidden = apart(s.hidden);
         linear(layer.up, h, [&](int b, int o, float y) { m.up[b * hidden + o] = y; },
                [&](int begin, int end) {
                    for (int b = 0; b < s.batch; ++b) activate(m.up + b * hidden + begin, end - begin, s.activation);
@@ -523,7 +431,7 @@ class Worker {
         const float scale = s.residual_scale;
         linear(layer.down, m.up, [&](int b, int o, float y) {
             const int64_t at = b * width + o;
-            s.x[at] = scale == 1.0f ? m.y[at] + y : s.x[at] + scale * (m.y[at] - s.x[at] + y);
+            s.x[at] = scale == 1.0f ? m.y[at] + y : scaled(m.y[at] - s.x[at] + y, scale, s.x[at]);
         }, [](int, int) {});
         meet();
     }
@@ -560,7 +468,7 @@ class Worker {
         const int count = pieces(window);
         for (int b = 0; b < s.batch; ++b)
             for (int head = 0; head < s.heads; ++head)
-                join_pieces(m.pieces + (b * s.heads + head) * count * (d + 2), count, d, h + b * int64_t(s.state) + head * d);
+                join_pieces(m.pieces + (b * s.heads + head) * count * (d + 2), count, d, h + b * apart(s.state) + head * d);
         return h;
     }
 };
