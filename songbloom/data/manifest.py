@@ -78,7 +78,7 @@ def _with_sidecar(path: Path) -> Song:
         content = sidecar.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UserError(f"{sidecar}: cannot be read ({(error.strerror or str(error)).lower()})") from error
-    record = _record(
+    record = record_of(
         content, str(sidecar), f"a file that tells about {path.name} must be one object", '{"artist": "Mei"}'
     )
     return Song(path, folder=path.parent, **song_fields(record, str(sidecar)))
@@ -105,20 +105,24 @@ def _songs_of_jsonl(path: Path) -> Iterator[Song]:
 
 
 def _song_of_line(line: bytes, where: str, folder: Path) -> Song:
-    record = _record(line, where, "each line must be one object", '{"audio_path": "song.wav"}')
+    record = record_of(line, where, "each line must be one object", '{"audio_path": "song.wav"}')
     if "audio_path" not in record:
         hint = next((h for key in record if (h := did_you_mean(key, ["audio_path"]))), "")
         hint = f"; {', '.join(map(repr, record)) or 'nothing'} is there{hint}"
         raise UserError(f"{where}: lacks audio_path{hint}")
     audio = record["audio_path"]
     if not isinstance(audio, str) or not audio.strip() or "\0" in audio:
-        raise UserError(f"{where}: audio_path must be the path of a file, not {_kind(audio)}")
+        raise UserError(f"{where}: audio_path must be the path of a file, not {kind_of(audio)}")
     folder = _absolute(folder)
     return Song(_absolute(folder / Path(audio).expanduser()), folder=folder, **song_fields(record, where))
 
 
-def _record(content: bytes, where: str, rule: str, example: str) -> dict[str, Any]:
-    """The JSON object in ``content``."""
+def record_of(content: bytes, where: str, rule: str, example: str) -> dict[str, Any]:
+    """The JSON object in ``content``, a line or file in UTF-8.
+
+    Raises:
+        UserError: it is something else; begins with ``where`` and ends with ``rule``.
+    """
     try:
         record = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -129,7 +133,7 @@ def _record(content: bytes, where: str, rule: str, example: str) -> dict[str, An
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
         raise UserError(f"{where}: is not JSON ({reason}); {rule}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: is {_kind(record)}, not an object like {example}")
+        raise UserError(f"{where}: is {kind_of(record)}, not an object like {example}")
     return record
 
 
@@ -143,18 +147,18 @@ def song_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in _TEXT_FIELDS:
         value = record.get(key)
         if value is not None and not isinstance(value, str):
-            raise UserError(f"{where}: {key} must be text, not {_kind(value)}")
+            raise UserError(f"{where}: {key} must be text, not {kind_of(value)}")
         if value and any("\ud800" <= character <= "\udfff" for character in value):
             raise UserError(f"{where}: {key} has half of a character (a lone surrogate); write the text as UTF-8")
         fields[key] = value
     fields["idx"] = idx = record.get("idx")
     if idx is not None and (isinstance(idx, bool) or not isinstance(idx, (int, str))):
-        raise UserError(f"{where}: idx must be a whole number or text, not {_kind(idx)}")
+        raise UserError(f"{where}: idx must be a whole number or text, not {kind_of(idx)}")
     fields["extra"] = {key: value for key, value in record.items() if key not in _KNOWN_FIELDS}
     return fields
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "null"
