@@ -418,6 +418,102 @@ VAE = group(
     vae_discriminator_n_fft=Knob((2048, 1024, 512, 256, 128), "FFT sizes that the discriminator looks at", minimum=4),
 )
 
+SONGBLOOM = group(
+    "songbloom",
+    "Ours: the SongBloom prior (docs/songbloom_prior.md); l_bins, prior_width, prior_depth, heads, m_mlp and c_res too",
+    songbloom=Knob(False, "The prior is a SongBloom: it writes sketch codes and a VAE's latents in turns; not a level"),
+    restore_sketch=Knob("", "Sketch codebook: a file that --vq --hps=sketch_vq wrote, or another program's"),
+    patch_size=Knob(16, "Frames of a patch: the sketch of one is written, then its latents, then the next", minimum=1),
+    dit_depth=Knob(12, "Layers of the diffusion transformer, which writes latents", minimum=1),
+    rotary_base=Knob(20000.0, "Base of the language model's rotary positions", minimum=1),
+    dit_rotary_base=Knob(20000.0, "Base of the diffusion transformer's rotary positions", minimum=1),
+    time_conditioning=Knob(
+        "prepend",
+        "How it is told diffusion time: as a token before the rest, or by scales and shifts of each layer",
+        choices=("prepend", "adaln"),
+    ),
+    time_features=Knob(256, "Fourier features of diffusion time, an even number", minimum=2),
+    diffusion_objective=Knob(
+        "rectified_flow",
+        "What it learns to predict (Liu et al. 2022; Salimans & Ho 2022)",
+        choices=("rectified_flow", "v"),
+    ),
+    timestep_sampler=Knob(
+        "logit_normal",
+        "How training draws diffusion times",
+        choices=("logit_normal", "uniform", "trunc_logit_normal"),
+    ),
+    lyric_tokens=Knob(600, "Positions for lyrics; shorter ones are filled, longer ones cut", minimum=1),
+    sentences=Knob(50, "Sentences of a section that are told apart; later ones share the last place", minimum=2),
+    prompt_frames=Knob(250, "Positions for the style prompt, 25 a second", minimum=1),
+    init_std=Knob(0.02, "Standard deviation of linear maps and embeddings at the start", minimum=0),
+    patch_dropout=Knob(
+        0.05,
+        "Probability of hiding a patch's hidden vector, and by another draw its sketch, from the diffusion",
+        minimum=0,
+    ),
+    condition_dropout=Knob(0.1, "Probability of hiding lyrics and style prompt together; guidance needs it", minimum=0),
+    lyric_dropout=Knob(0.0, "Probability of hiding the lyrics alone", minimum=0),
+    prompt_dropout=Knob(0.1, "Probability of hiding the style prompt alone", minimum=0),
+    dropout_by_batch=Knob(False, "Draw these once a batch, as the published model was trained, and not once a song"),
+    flow_loss_fraction=Knob(0.1, "Weight of the latents' diffusion loss against the sketch's cross-entropy", minimum=0),
+    seconds_per_tag=Knob(
+        1.0,
+        "Seconds of a section without words that one tag stands for: 1 in the 150 s models, 5 in the 240 s model",
+        minimum=0,
+    ),
+)
+
+SONGBLOOM_DATA = group(
+    "songbloom_data",
+    "Ours: songs for a SongBloom prior (docs/songbloom_training.md)",
+    val_jsonl=Knob("", "Songs to evaluate on, as --data_jsonl; it counts more than --val_split"),
+    val_split=Knob(0.0, "Share of the song groups kept for evaluation; a group is on one side", minimum=0, below=1),
+    split_seed=Knob(1234, "Seed of that choice"),
+    segment_strategy=Knob(
+        "start",
+        "What is taken of a song longer than a segment: its start, or another part each time",
+        choices=("start", "random"),
+    ),
+    sketch_mode=Knob(
+        "builtin",
+        "Where sketch codes come from: files (sketch_path, sketch_tokens), MuQ's features, or built-in ones",
+        choices=("precomputed", "muq", "builtin"),
+    ),
+    require_vq_path=Knob(False, "Refuse to train without --restore_sketch, with precomputed sketches too"),
+    require_length_match=Knob(False, "Refuse a sketch that is not as long as its song's latents; else both are cut"),
+    verify_lengths=Knob(False, "Before training compare the lengths of sketches and latents, and tell what differs"),
+    verify_lengths_max=Knob(100, "Songs that are compared; 0: all", minimum=0),
+    clean_lyrics=Knob(False, "Clean lyrics as the published program can (tags, punctuation)"),
+    process_lyrics=Knob(True, "Read lyrics as words; off: they are phonemes already"),
+    language=Knob(
+        "auto", "Language of songs that don't name theirs", choices=("auto", "ja", "en", "zh", "phonemes", "published")
+    ),
+    prompt_seconds=Knob(
+        0.0, "Style prompt of a song that names none, cut from elsewhere in it; 0: as long as prompt_frames", minimum=0
+    ),
+    use_cache=Knob(False, "Keep latents and sketches on disk, found by the content of audio, codec and settings"),
+    rebuild_cache=Knob(False, "Make what the cache holds anew"),
+    cache_dir=Knob("", "Folder of that cache; empty: $SONGBLOOM_CACHE/training"),
+    cache_only=Knob(False, "Fill the cache and stop"),
+    init_from_pretrained=Knob(False, "Begin with the set's published weights; else only if --restore_prior names some"),
+    allow_meaningless_sketch=Knob(
+        False, "Train on although a pretrained model's loss on these sketch codes is that of chance"
+    ),
+)
+
+WANDB = group(
+    "wandb",
+    "Ours: Weights & Biases, beside TensorBoard",
+    wandb=Knob(False, "Log there too; needs the wandb package"),
+    wandb_project=Knob("songbloom", "Project"),
+    wandb_entity=Knob("", "Account or team; empty: one's own"),
+    wandb_name=Knob("", "Name of the run; empty: --name"),
+    wandb_mode=Knob(
+        "online", "offline writes files that `wandb sync` sends later", choices=("online", "offline", "disabled")
+    ),
+)
+
 LABELS = group(
     "labels",
     "Ours: where labels come from, and how lyrics become tokens (docs/labels.md)",
@@ -434,8 +530,9 @@ LABELS = group(
     ),
     lyrics_english=Knob(
         "katakana",
-        "English words in Japanese lyrics: read as Japanese, spelled by the letters' names, or kept as letters",
-        choices=("katakana", "letters", "keep"),
+        "English words in Japanese lyrics: read as Japanese, spelled by the letters' names, kept as letters, or "
+        "in English phonemes, which songbloom vocabularies have",
+        choices=("katakana", "letters", "keep", "arpabet"),
     ),
     lyrics_reading=Knob(
         "auto",
@@ -458,7 +555,7 @@ MACHINE = group(
     port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
 )
 
-OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, LABELS, MACHINE)
+OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, SONGBLOOM, SONGBLOOM_DATA, WANDB, LABELS, MACHINE)
 
 KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
 DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
@@ -843,6 +940,108 @@ HPARAMS_REGISTRY["small_vae"] = Hyperparams(
     aug_shift=True,
 )
 
+# The published SongBloom models (spec: the released yaml files). Names after hf:// are files of the hub; a local folder
+# can stand in their place. 48 kHz stereo, 25 frames a second, latents of the published VAE.
+HPARAMS_REGISTRY["songbloom_150s"] = Hyperparams(
+    HPARAMS_REGISTRY["songbloom_vae"]
+    | Hyperparams(
+        vae=False,
+        songbloom=True,
+        sample_length=0,
+        sample_length_in_seconds=150,
+        l_bins=16384,
+        prior_width=1536,
+        heads=24,
+        prior_depth=36,
+        dit_depth=12,
+        m_mlp=4.0,
+        c_res=1,
+        lyrics_vocab="songbloom",
+        lyrics_english="arpabet",
+        restore_prior="hf://CypressYang/SongBloom/songbloom_full_150s.pt",
+        sketch_mode="precomputed",  # the codebook that these models were trained with was never published
+        lr=1e-4,
+        lr_warmup=100.0,
+        lr_use_cosine_decay=True,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=0.01,
+        bs=1,
+    )
+)
+HPARAMS_REGISTRY["songbloom_150s_dpo"] = Hyperparams(
+    HPARAMS_REGISTRY["songbloom_150s"]
+    | Hyperparams(restore_prior="hf://CypressYang/SongBloom/songbloom_full_150s_dpo.pt")
+)
+HPARAMS_REGISTRY["songbloom_240s"] = Hyperparams(
+    HPARAMS_REGISTRY["songbloom_150s"]
+    | Hyperparams(
+        sample_length_in_seconds=240,
+        rotary_base=40000.0,
+        lyric_tokens=1000,
+        seconds_per_tag=5.0,
+        restore_prior="hf://CypressYang/SongBloom_long/songbloom_full_240s.pt",
+    )
+)
+# A SongBloom of one's own, codec and codebook included: one GPU, or a patient laptop.
+HPARAMS_REGISTRY["small_songbloom"] = Hyperparams(
+    HPARAMS_REGISTRY["small_vae"]
+    | Hyperparams(
+        vae=False,
+        songbloom=True,
+        sample_length=0,
+        sample_length_in_seconds=30,
+        l_bins=1024,
+        prior_width=512,
+        heads=8,
+        prior_depth=8,
+        dit_depth=4,
+        m_mlp=4.0,
+        c_res=1,
+        lyric_tokens=400,
+        lyrics_vocab="songbloom_ja",
+        lyrics_english="arpabet",
+        segment_strategy="random",
+        lr=3e-4,
+        lr_warmup=200.0,
+        lr_use_cosine_decay=True,
+        mu=0.999,
+        weight_decay=0.01,
+        restore_vae="logs/small_vae/checkpoint_latest.pth.tar",
+        restore_sketch="logs/sketch_vq/sketch_codebook.pt",
+    )
+)
+# The demo's: minutes on two CPU cores, after a VAE and a codebook that take minutes too. Segments of 7.7 s, 12 patches.
+HPARAMS_REGISTRY["demo_vae"] = Hyperparams(
+    HPARAMS_REGISTRY["small_vae"] | Hyperparams(vae_latent_dim=32, vae_multipliers=(8, 16, 32, 48))
+)
+HPARAMS_REGISTRY["demo_songbloom"] = Hyperparams(
+    HPARAMS_REGISTRY["demo_vae"]
+    | Hyperparams(
+        vae=False,
+        songbloom=True,
+        sample_length=192 * 1920,
+        l_bins=256,
+        prior_width=128,
+        heads=2,
+        prior_depth=4,
+        dit_depth=2,
+        m_mlp=4.0,
+        time_features=64,
+        lyric_tokens=96,
+        prompt_frames=50,
+        lyrics_vocab="songbloom_ja",
+        lyrics_english="arpabet",
+        segment_strategy="random",
+        lr=0.002,
+        lr_warmup=50.0,
+        mu=0.99,
+        bs=4,
+        restore_vae="logs/demo_vae/checkpoint_latest.pth.tar",
+        restore_sketch="logs/demo_sketch/sketch_codebook.pt",
+    )
+)
+
 # As small as every part can be and still be there; a run takes seconds on a CPU. For tests of the real commands.
 HPARAMS_REGISTRY["tiny_vqvae"] = Hyperparams(
     sr=8000,
@@ -877,6 +1076,36 @@ HPARAMS_REGISTRY["tiny_vae"] = Hyperparams(
     vae_discriminator_width=4,
     vae_discriminator_n_fft=(256, 64),
     lr=0.002,
+)
+# Latents and sketch have 25 frames a second, so its VAE makes 320 samples one.
+HPARAMS_REGISTRY["tiny_songbloom_vae"] = Hyperparams(
+    HPARAMS_REGISTRY["tiny_vae"]
+    | Hyperparams(sample_length=4 * 320, vae_multipliers=(1, 2, 2), vae_strides=(4, 8, 10), vae_dilations=(1,))
+)
+HPARAMS_REGISTRY["tiny_songbloom"] = Hyperparams(
+    HPARAMS_REGISTRY["tiny_songbloom_vae"]
+    | Hyperparams(
+        vae=False,
+        songbloom=True,
+        sample_length=24 * 320,
+        l_bins=16,
+        patch_size=4,
+        prior_width=32,
+        heads=1,
+        prior_depth=2,
+        dit_depth=1,
+        m_mlp=2.0,
+        time_features=8,
+        lyric_tokens=24,
+        sentences=4,
+        prompt_frames=6,
+        lyrics_vocab="songbloom_ja",
+        lyrics_english="arpabet",
+        lr=0.003,
+        lr_warmup=0.0,
+        restore_vae="logs/tiny_songbloom_vae/checkpoint_latest.pth.tar",
+        restore_sketch="logs/tiny_sketch/sketch_codebook.pt",
+    )
 )
 _tiny_transformer = Hyperparams(
     labels=False,
@@ -953,7 +1182,9 @@ def check(hps: Mapping[str, Any]) -> None:
         check_vae(hps)
     if hps["vq"] and hps["prior"]:
         raise UserError("--vq trains the codec and --prior a prior: give one of them")
-    if hps["prior"]:
+    if hps["songbloom"]:
+        check_songbloom(hps)
+    elif hps["prior"]:
         check_prior(hps)
         if not hps["restore_vqvae"]:
             raise UserError("--prior needs a trained codec: give --restore_vqvae=FILE")
@@ -974,6 +1205,26 @@ def check_vae(hps: Mapping[str, Any]) -> None:
         raise UserError("--prior with --vae: a prior models the codes of a VQ-VAE; leave out one of the two")
     if hps["restore_vqvae"]:
         raise UserError("--restore_vqvae with --vae: weights of a VAE are named by --restore_vae")
+
+
+def check_songbloom(hps: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that a SongBloom prior's training must pass."""
+    if not hps["prior"] and not hps["vq"]:
+        raise UserError("a SongBloom set trains a prior: add --prior")
+    if hps["vq"]:
+        raise UserError("--vq trains a codec, and this is a prior's set: --hps=sketch_vq trains a codebook, or --prior")
+    if hps["labels"]:
+        raise UserError(
+            "labels=True: a SongBloom prior reads lyrics and a style prompt, no artist and genre; --labels=False"
+        )
+    if not hps["data_jsonl"]:
+        where = f"; --audio_files_dir={hps['audio_files_dir']} knows no lyrics" if hps["audio_files_dir"] else ""
+        raise UserError(f"a SongBloom prior needs songs with lyrics: give --data_jsonl=FILE{where}")
+    if hps["require_vq_path"] and not hps["restore_sketch"]:
+        raise UserError("--require_vq_path: no codebook is given; add --restore_sketch=FILE (or --muq-vq-path)")
+    for key in ("patch_dropout", "condition_dropout", "lyric_dropout", "prompt_dropout"):
+        if hps[key] > 1:
+            raise UserError(f"{key}={hps[key]:g}: a probability lies between 0 and 1")
 
 
 def check_prior(hps: Mapping[str, Any]) -> None:

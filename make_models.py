@@ -1,36 +1,38 @@
 """From names to models: which sets of hyperparameters make up a model, building it, restoring its weights.
 
-A model is a codec and a prior for each of its levels. To name one of your own, register its sets in ``hparams.py`` and
-add a line to :data:`MODELS`, codec first, then the priors from level 0 (the finest) up.
+A model of the Jukebox family is a codec and a prior for each of its levels; one of the SongBloom family is a VAE, a
+sketch codebook and the prior that writes both. To name one of your own, register its sets in ``hparams.py`` and add a
+line to :data:`MODELS`: codec first, then the priors from level 0 (the finest) up, or VAE, codebook, prior.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
-from songbloom import __version__
-from songbloom.data.label_tables import LabelTables, table_files
-from songbloom.data.labels import Labeller
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import Hyperparams, architecture_keys, compare_architecture
+from songbloom.hyperparams import Hyperparams, architecture_keys
+from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
+from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.prior import Prior, PriorConfig
+from songbloom.prior.songbloom.prior import SongBloomConfig, SongBloomPrior
 from songbloom.published import fetch as downloads
 from songbloom.published.fetch import fetch
-from songbloom.published.jukebox import prior as published_prior
-from songbloom.published.jukebox import vqvae as published_vqvae
-from songbloom.published.songbloom import vae as published_vae
+from songbloom.published.songbloom import files as hub
+from songbloom.published.songbloom import prior as published_songbloom
+from songbloom.sketch.codec import SketchedCodec
+from songbloom.sketch.tokeniser import SketchTokeniser, load_tokeniser
 from songbloom.training import checkpoint
-from songbloom.training.labelling import LABEL_IDS, complete_vocabulary, labeller_of, version_of
-from songbloom.training.stored import Stored, fill
+from songbloom.training.labelling import LABEL_IDS
+from songbloom.training.tables import make_labeller, tables_of
+from songbloom.training.weights import open_weights, restore, save
 from songbloom.vae.vae import VAE, VAEConfig
 from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
@@ -47,22 +49,43 @@ MODELS: dict[str, tuple[str, ...]] = {
     "align": ("align_vqvae", "align_prior"),
     "tiny": ("tiny_vqvae", "tiny_upsampler", "tiny_prior"),
     "tiny_lyrics": ("tiny_vqvae", "tiny_upsampler", "tiny_lyrics_prior"),
+    "songbloom_150s": ("songbloom_vae", "sketch_vq", "songbloom_150s"),
+    "songbloom_150s_dpo": ("songbloom_vae", "sketch_vq", "songbloom_150s_dpo"),
+    "songbloom_240s": ("songbloom_vae", "sketch_vq", "songbloom_240s"),
+    "small_songbloom": ("small_vae", "sketch_vq", "small_songbloom"),
+    "demo_songbloom": ("demo_vae", "demo_sketch", "demo_songbloom"),
+    "tiny_songbloom": ("tiny_songbloom_vae", "tiny_sketch", "tiny_songbloom"),
 }
 
-_TRANSLATORS: dict[str, Any] = {"vqvae": published_vqvae, "prior": published_prior, "vae": published_vae}
-_OF_LYRICS = ("lyrics_english", "lyrics_reading")  # these decide no shape, but which words are meant
-_Model = TypeVar("_Model", bound=nn.Module)
-
-# Besides tensors and plain values, files of the Jukebox release and of those who trained with it may hold its dict of
-# hyperparameters (read as a plain dict) and numpy numbers. None of these runs code when it is read.
-_NUMPY_NUMBER = np.float64(0).__reduce__()[0]
-_HARMLESS: list[Any] = [
-    (dict, "jukebox.hparams.Hyperparams"),
-    (_NUMPY_NUMBER, "numpy.core.multiarray.scalar"),
-    (_NUMPY_NUMBER, "numpy._core.multiarray.scalar"),
-    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+__all__ = [
+    "MODELS",
+    "family_of",
+    "fetch",
+    "find_weights",
+    "fingerprint",
+    "is_mappable",
+    "make_labeller",
+    "make_model",
+    "make_prior",
+    "make_songbloom",
+    "make_songbloom_prior",
+    "make_tokeniser",
+    "make_vae",
+    "make_vocabulary",
+    "make_vqvae",
+    "parts_of",
+    "restore",
+    "save",
+    "settings_of",
+    "songbloom_config",
+    "tables_of",
 ]
 
+CODEBOOK = "sketch_codebook.pt"  # what training a sketch codebook leaves in its folder
+LYRIC_SYMBOLS, SKETCH_DIGEST = "lyric_symbols", "sketch_digest"  # in a SongBloom checkpoint's hps
+# These decide no shape, but which words are meant.
+_OF_LYRICS = ("lyrics_english", "lyrics_reading", "seconds_per_tag", "language")
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # --- building -------------------------------------------------------------------------------------------------------
 
@@ -154,13 +177,32 @@ def make_prior(
     return _ready(prior, device, training)
 
 
-def fingerprint(vqvae: VQVAE) -> str:
+def fingerprint(vqvae: VQVAE | VAE) -> str:
     """A short name for a codec's weights: a prior keeps that of the codec whose codes it has learnt."""
     digest = hashlib.sha256()
     for name, tensor in sorted(vqvae.state_dict().items()):
+        if name.startswith("discriminator."):
+            continue  # it judges in training and makes no latents
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def family_of(model: str) -> str:
+    """``"jukebox"`` or ``"songbloom"``.
+
+    Raises:
+        UserError: an unknown model.
+    """
+    return "songbloom" if HPARAMS_REGISTRY[parts_of(model)[-1]].get("songbloom") else "jukebox"
+
+
+def _restore_key(model: str, name: str) -> str:
+    """The hyperparameter that names the weights of a part."""
+    place = MODELS[model].index(name)
+    if family_of(model) == "songbloom":
+        return ("restore_vae", "restore_sketch", "restore_prior")[place]
+    return "restore_prior" if place else "restore_vqvae"
 
 
 def parts_of(model: str, named: Iterable[str] = ()) -> tuple[str, ...]:
@@ -207,11 +249,16 @@ def find_weights(
     """
     codec_set, *prior_sets = parts_of(model, checkpoints or ())
     overrides = dict(hps or {})
-    wanted = _wanted_levels(model, levels)
     found = {}
-    for name, key in [(codec_set, "restore_vqvae"), *((prior_sets[level], "restore_prior") for level in wanted)]:
-        values = setup_hparams((codec_set, name), overrides, f"model {model!r}")
-        path = (checkpoints or {}).get(name) or _weights_of(name, key, values, overrides)
+    if family_of(model) == "songbloom":
+        sources = _songbloom_sources(model, overrides, checkpoints or {}, download=download)
+    else:
+        sources = {}
+        for name in (codec_set, *(prior_sets[level] for level in _wanted_levels(model, levels))):
+            values = setup_hparams((codec_set, name), overrides, f"model {model!r}")
+            given = (checkpoints or {}).get(name)
+            sources[name] = given or _weights_of(name, _restore_key(model, name), values, overrides)
+    for name, path in sources.items():
         found[name] = fetch(path) if download else downloads.target_of(path)
         if not found[name].is_file() and (download or not downloads.is_address(path)):
             raise UserError(f"{found[name]}: no such file; it should hold the weights of {name}")
@@ -220,7 +267,7 @@ def find_weights(
 
 def is_mappable(path: Path) -> bool:
     """Whether the weights at ``path`` are there in our own layout, so that a model's are pages of the file."""
-    return path.is_file() and _open(path, verify=False).content.get("kind") is not None
+    return path.is_file() and open_weights(path, verify=False).content.get("kind") is not None
 
 
 def make_model(
@@ -256,6 +303,8 @@ def make_model(
         UserError: an unknown model, a level that it doesn't have, missing or unfitting checkpoints.
     """
     codec_set, *prior_sets = parts_of(model, checkpoints or ())
+    if family_of(model) == "songbloom":
+        raise UserError(f"model {model!r} is of the SongBloom family, which this program does not work with")
     wanted = _wanted_levels(model, levels)
     loading = restored and str(device) != "meta"
 
@@ -276,6 +325,166 @@ def make_model(
         if prior.level != level:
             raise UserError(f"model {model!r}: {prior_sets[level]} stands at level {level} but models {prior.level}")
     return vqvae, priors
+
+
+def make_vocabulary(hps: Mapping[str, Any]) -> PhonemeVocabulary:
+    """The lyric vocabulary of a SongBloom prior: the one that its checkpoint keeps, else ``lyrics_vocab``.
+
+    Raises:
+        UserError: it cannot be read, or is no vocabulary of phonemes and tags.
+    """
+    name = hps["lyrics_vocab"] or "songbloom"
+    if hps.get(LYRIC_SYMBOLS):
+        return PhonemeVocabulary(name, tuple(hps[LYRIC_SYMBOLS]), as_published=name == "songbloom_published")
+    found = vocabulary(name)
+    if not isinstance(found, PhonemeVocabulary):
+        raise UserError(
+            f"--lyrics_vocab={name}: a SongBloom prior reads structured lyrics; take songbloom or songbloom_ja"
+        )
+    return found
+
+
+def songbloom_config(hps: Mapping[str, Any]) -> SongBloomConfig:
+    """The configuration of the SongBloom prior that ``hps`` describes, its lyric tables by its vocabulary."""
+    words = published_songbloom.vocabulary_settings(make_vocabulary(hps).symbols)
+    return SongBloomConfig.from_hps({**hps, "latent_width": hps["vae_latent_dim"], **words})
+
+
+def make_songbloom_prior(
+    hps: Mapping[str, Any], device: torch.device | str = "cpu", *, dtype: torch.dtype | None = None
+) -> SongBloomPrior:
+    """The SongBloom prior that ``hps`` describes, with weights from ``restore_prior`` if that is given.
+
+    In training mode with raw weights when ``hps`` trains a prior, otherwise frozen, in eval mode, with averaged ones.
+    ``lyric_symbols`` is written back into ``hps``, so that a checkpoint keeps its vocabulary.
+
+    Args:
+        hps: the merged hyperparameters.
+        device: where to put it; ``"meta"`` restores nothing and uses no memory.
+        dtype: what the transformers' matrices are kept in; None: float32.
+
+    Raises:
+        UserError: settings that don't fit each other, or weights that cannot be read or don't fit.
+    """
+    training = bool(hps.get("train")) and bool(hps.get("prior"))
+    arrives = bool(hps["restore_prior"]) and not training
+    config = songbloom_config(hps)
+    with _building(hps, "meta" if arrives else device):
+        prior = SongBloomPrior(config)
+    if isinstance(hps, MutableMapping):
+        hps[LYRIC_SYMBOLS] = make_vocabulary(hps).symbols
+    if str(device) != "meta":
+        weights = "raw" if training else "ema"
+        restore(prior, hps["restore_prior"], "prior", hps=hps, weights=weights, device=device)
+    if dtype is not None and dtype != torch.float32:
+        prior.store_matrices(dtype)
+    return _ready(prior, device, training)
+
+
+def make_tokeniser(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> SketchTokeniser | None:
+    """The tokeniser of the codebook ``restore_sketch``; None if none is named.
+
+    Raises:
+        UserError: it cannot be read, or has another size than ``l_bins``, or other codes than the prior was trained on.
+    """
+    if not hps["restore_sketch"]:
+        return None
+    settings: dict[str, Any] = {}
+    if hps.get("sketch_muq_path"):
+        settings["path"] = hps["sketch_muq_path"]
+    made = load_tokeniser(fetch(hps["restore_sketch"]), size=hps["l_bins"], device=device, **settings)
+    if hps.get(SKETCH_DIGEST):
+        made.codebook.check_digest(hps[SKETCH_DIGEST], f"the prior {hps['restore_prior']}")
+    return made
+
+
+def make_songbloom(
+    model: str,
+    device: torch.device | str = "cpu",
+    hps: Mapping[str, Any] | None = None,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+    restored: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[SketchedCodec, SongBloomPrior]:
+    """A whole model of the SongBloom family, for sampling; the arguments are :func:`make_model`'s.
+
+    The VAE of a published model is taken from ``restore_vae``, else from the prior's own file, else from
+    ``autoencoder_music_dsp1920.ckpt`` beside it. Without a codebook the codec has no tokeniser.
+
+    Raises:
+        UserError: as :func:`make_model`; a codebook of another size than the prior's table, or another one than it was
+            trained with.
+    """
+    vae_set, sketch_set, prior_set = parts_of(model, checkpoints or ())
+    loading = restored and str(device) != "meta"
+    sources = _songbloom_sources(model, dict(hps or {}), checkpoints or {}) if loading else {}
+    made = {}
+    for name in (vae_set, prior_set):
+        made[name] = settings_of(model, name, hps, checkpoints=sources or checkpoints, restored=restored)
+        if not loading:
+            made[name][_restore_key(model, name)] = ""
+    prior = make_songbloom_prior(made[prior_set], device, dtype=dtype)
+    vae = make_vae(made[vae_set], device)
+    made[prior_set]["restore_sketch"] = sources.get(sketch_set, "")
+    tokeniser = make_tokeniser(made[prior_set], device) if loading else None
+    if vae.latent_dim != prior.config.latent_width:
+        raise UserError(
+            f"the VAE has latents of {vae.latent_dim} numbers and the prior writes {prior.config.latent_width}: give "
+            "--restore_vae with the VAE that it was trained on"
+        )
+    _check_codec(made[prior_set], vae)
+    return SketchedCodec(vae, tokeniser, prior.config.l_bins), prior
+
+
+def _check_codec(hps: Mapping[str, Any], vae: VAE) -> None:
+    """Refuse latents of another VAE than the prior was trained on, where its checkpoint remembers which."""
+    if hps["restore_prior"]:
+        local = downloads.target_of(hps["restore_prior"])
+        saved = open_weights(local, verify=False).content.get("hps")
+        trained = saved.get("codec") if isinstance(saved, Mapping) else None
+        if trained and trained != fingerprint(vae):
+            raise UserError(
+                f"{local}: was trained on the latents of another VAE than the one given; give --restore_vae with that "
+                "VAE, or train the prior again"
+            )
+
+
+def _songbloom_sources(
+    model: str, overrides: Mapping[str, Any], checkpoints: Mapping[str, str], *, download: bool = True
+) -> dict[str, str]:
+    """Set → file of its weights, for each part of a SongBloom model that has some; a codebook may be missing."""
+    vae_set, sketch_set, prior_set = parts_of(model, checkpoints)
+    values = {name: setup_hparams(dict.fromkeys((vae_set, name)), overrides) for name in (vae_set, prior_set)}
+    sources = {}
+    prior = checkpoints.get(prior_set) or _weights_of(prior_set, "restore_prior", values[prior_set], overrides)
+    sources[prior_set] = prior
+    local = fetch(prior) if download else downloads.target_of(prior)
+    content = open_weights(local, verify=False).content if local.is_file() else {}
+    saved: Mapping[str, Any] = content.get("hps") or {}
+    there = published_songbloom.is_published(content)
+    given = checkpoints.get(vae_set) or overrides.get("restore_vae")
+    if given:
+        sources[vae_set] = str(given)
+    elif there and published_songbloom.codec_state(content):
+        sources[vae_set] = prior
+    elif there and (found := hub.beside(local, hub.CODEC)) is not None:
+        sources[vae_set] = str(found)
+    elif there:
+        raise UserError(f"{local}: holds no VAE: put {hub.CODEC} beside it, or give --restore_vae=FILE")
+    elif saved.get("restore_vae") and downloads.target_of(saved["restore_vae"]).is_file():
+        sources[vae_set] = saved["restore_vae"]
+    else:
+        own = HPARAMS_REGISTRY[vae_set].get("restore_vae", "")
+        sources[vae_set] = own or _weights_of(vae_set, "restore_vae", values[vae_set], {})
+    book = checkpoints.get(sketch_set) or overrides.get("restore_sketch")
+    if not book and not there:  # no codebook of ours fits a published model, unless somebody says so
+        usual = Path(values[prior_set]["local_logdir"]) / sketch_set / CODEBOOK
+        candidates = (saved.get("restore_sketch"), str(usual))
+        book = next((one for one in candidates if one and Path(one).is_file()), "")
+    if book:
+        sources[sketch_set] = str(book)
+    return sources
 
 
 def settings_of(
@@ -299,12 +508,12 @@ def settings_of(
     """
     codec_set = parts_of(model, [name])[0]
     overrides = dict(hps or {})
-    key = "restore_vqvae" if name == codec_set else "restore_prior"
+    key = _restore_key(model, name)
     values = setup_hparams(dict.fromkeys((codec_set, name)), overrides, f"model {model!r}")
     given = (checkpoints or {}).get(name)
     values[key] = given or _weights_of(name, key, values, overrides, must_exist=must_exist)
     if restored:
-        _as_trained(values, values[key], "vqvae" if name == codec_set else "prior", overrides)
+        _as_trained(values, values[key], key.removeprefix("restore_"), overrides)
     return values
 
 
@@ -315,7 +524,7 @@ def _weights_of(
     given = overrides.get(key) or HPARAMS_REGISTRY[name].get(key)
     if given:
         return str(given)
-    path = Path(values["local_logdir"]) / name / checkpoint.LATEST
+    path = Path(values["local_logdir"]) / name / (CODEBOOK if key == "restore_sketch" else checkpoint.LATEST)
     if must_exist and not path.is_file():
         sets, prior = (name, "") if key == "restore_vqvae" else (f"CODEC,{name}", " --prior --restore_vqvae=…")
         raise UserError(
@@ -333,15 +542,31 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     local = Path(path)
     if downloads.is_address(path) or not local.is_file():
         return
-    content = _open(local, verify=False).content  # restoring verifies it
+    if kind == "sketch":
+        return
+    content = open_weights(local, verify=False).content  # restoring verifies it
     saved = content.get("hps")
+    if values.get("songbloom") and published_songbloom.is_published(content):
+        _as_published(values, local, overrides)
     if content.get("kind") != kind or not isinstance(saved, Mapping):
         return
     for key in (*architecture_keys(kind, saved), *_OF_LYRICS):
         if key in saved and key in values and key not in overrides:
             values[key] = saved[key]
-    if LABEL_IDS in saved:
-        values[LABEL_IDS] = saved[LABEL_IDS]
+    for key in (LABEL_IDS, LYRIC_SYMBOLS, SKETCH_DIGEST):
+        if key in saved:
+            values[key] = saved[key]
+
+
+def _as_published(values: MutableMapping[str, Any], weights: Path, overrides: Mapping[str, Any]) -> None:
+    """Take settings and vocabulary of published SongBloom weights from the files beside them."""
+    told: dict[str, Any] = dict(hub.settings_of(weights))
+    words = hub.beside(weights, hub.VOCABULARY)
+    if words is not None:
+        told["lyrics_vocab"] = str(words)
+    for key, value in told.items():
+        if key not in overrides:
+            values[key] = value
 
 
 @contextmanager
@@ -356,227 +581,3 @@ def _ready(model: _Model, device: torch.device | str, training: bool) -> _Model:
     if not training:
         model.requires_grad_(False)
     return model.to(device).train(training)
-
-
-# --- labels ---------------------------------------------------------------------------------------------------------
-
-
-def tables_of(path: str, version: int) -> LabelTables | None:
-    """The id tables of the prior whose weights are at ``path``: those in its checkpoint, or beside it.
-
-    Nothing is fetched: publishers keep their tables elsewhere. What lies beside the place of a download counts.
-
-    Args:
-        path: a file, the address of a published one, or empty.
-        version: of the tables, 2 or 3.
-
-    Raises:
-        UserError: tables that are there cannot be read.
-    """
-    if not path:
-        return None
-    if not downloads.is_address(path):
-        local = Path(path)
-        saved = _open(local, verify=False).content.get("hps") if local.is_file() else None
-        if isinstance(saved, Mapping) and LABEL_IDS in saved:
-            return LabelTables.from_plain(saved[LABEL_IDS])
-    artists, genres = (downloads.target_of(path).parent / name for name in table_files(version))
-    if not (artists.is_file() and genres.is_file()):
-        return None
-    return LabelTables.read(artists, genres, version)
-
-
-def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] | None = None) -> Labeller | None:
-    """The labeller of a prior for sampling; None for a prior without labels. All ranks call it together.
-
-    Args:
-        hps: the prior's settings (:func:`settings_of`). ``label_tables`` counts where its checkpoint has no tables.
-        prior: its sizes are enough.
-        notice: hears of names that the tables don't know.
-
-    Raises:
-        UserError: there are no tables, or they hold more names than the prior.
-    """
-    if not prior.label_width:
-        return None
-    complete_vocabulary(hps)
-    version, path = version_of(hps), str(hps.restore_prior)
-    if LABEL_IDS in hps:
-        tables: LabelTables | None = LabelTables.from_plain(hps[LABEL_IDS])
-    elif hps.label_tables:
-        tables = LabelTables.read_folder(hps.label_tables, version)
-    else:
-        tables = tables_of(path, version)
-    if tables is None:
-        artist, genre = table_files(version)
-        place = downloads.target_of(path).parent
-        raise UserError(
-            f"{path or 'this prior'}: nothing tells which numbers its artists and genres have: put {artist} and "
-            f"{genre} into {place}, or give --label_tables=FOLDER (for published models they lie in jukebox/data/ids "
-            "of the Jukebox release)"
-        )
-    tables.check_fits(hps.y_bins)
-    trained = prior.config.n_vocab
-    if prior.n_tokens and not prior.config.copy_input and trained != hps.n_vocab:
-        raise UserError(
-            f"{path or 'this prior'}: was trained with a vocabulary of {trained} symbols, and {hps.lyrics_vocab!r} has "
-            f"{hps.n_vocab}: give the --lyrics_vocab that it was trained with"
-        )
-    labeller = labeller_of(hps, sample_length=prior.sample_length, tables=tables, notice=notice)
-    assert labeller.width == prior.label_width, (labeller.width, prior.label_width)
-    return labeller
-
-
-# --- weights --------------------------------------------------------------------------------------------------------
-
-
-def restore(
-    module: nn.Module,
-    path: str | Path,
-    kind: str,
-    *,
-    hps: Mapping[str, Any] | None = None,
-    weights: str = "ema",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> dict[str, Any] | None:
-    """Load weights into a codec or a prior, from our own checkpoints or from published ones, which are translated.
-
-    Args:
-        module: a :class:`VQVAE`, a :class:`VAE` or a :class:`Prior`; all of its tensors must be in the file and no
-            others, but for a VAE's discriminator, which is left as it is.
-        path: a file, the address of a published one (downloaded once), or empty: nothing is done.
-        kind: ``"vqvae"``, ``"vae"`` or ``"prior"``.
-        hps: if given, the file's own hyperparameters must describe the same architecture.
-        weights: ``"ema"`` takes the averaged weights where the file has them, ``"raw"`` those of training.
-        dtype, device: for a module on the meta device, which gets its tensors tensor by tensor: what matrices are kept
-            in (None: float32), and where. On a CPU these are pages of the file itself, where the type is the same.
-
-    Returns:
-        What the file holds besides weights is in the same dict; None for an empty path.
-
-    Raises:
-        UserError: the file is missing, broken, of another kind, or doesn't fit; every mismatch is named.
-    """
-    if not str(path):
-        return None
-    local = fetch(str(path))
-    stored = _open(local)
-    content: dict[str, Any] = stored.content
-    state = _state_of(stored, kind, local, weights, module)
-    saved = content.get("hps")
-    if hps is not None and isinstance(saved, Mapping):
-        mismatches = compare_architecture(saved, hps, kind)
-        if mismatches:
-            raise UserError(f"{local}: made with other settings: {'; '.join(mismatches)}; give --hps as it was trained")
-    if isinstance(module, VAE):
-        try:
-            module.load_codec({name: stored.numbers(tensor) for name, tensor in state.items()})
-        except UserError as error:
-            raise UserError(f"{local}: {error}") from error
-    else:
-        _check_fit(module, state, local)
-        fill(module, state, stored, dtype=dtype, device=device)
-    return content
-
-
-def save(
-    module: nn.Module,
-    path: str | Path,
-    kind: str,
-    hps: Mapping[str, Any],
-    *,
-    step: int = 0,
-    argv: Iterable[str] = (),
-    published: bool = False,
-) -> None:
-    """Write a model's weights as a checkpoint that :func:`restore` reads.
-
-    Args:
-        module, kind, hps: the model, ``"vqvae"``, ``"vae"`` or ``"prior"``, and what it was built from.
-        step, argv: optimiser steps that it was trained for, and the command that did.
-        published: under the names and in the layout of the release that the model belongs to, for other programs.
-
-    Raises:
-        UserError: it cannot be written; what was there before is untouched.
-    """
-    state = module.state_dict()
-    if published and isinstance(module, VAE):
-        content: dict[str, Any] = {"state_dict": published_vae.to_published(state)}
-    elif published:
-        if isinstance(module, Prior):
-            container = "blocks" if module.config.cond_c_res == 1 else "model"
-            theirs = published_prior.to_published(state, container=container)
-        else:
-            theirs = published_vqvae.to_published(state)
-        content = {"model": theirs, "hps": dict(hps), "step": step}
-    else:
-        content = dict.fromkeys(checkpoint.KEYS)
-        content |= {"format": checkpoint.FORMAT, "kind": kind, "hps": dict(hps), "model": dict(state), "step": step}
-        content |= {"codebook": module.codebook_state() if isinstance(module, (VQVAE, VAE)) else None}
-        content |= {"version": __version__, "argv": list(argv)}
-    checkpoint.save(path, content)
-
-
-def _open(path: Path, verify: bool = True) -> Stored:
-    """A checkpoint, ours or a published one, whose tensors stay on disk until they are asked for."""
-    try:
-        if verify:
-            downloads.look_over(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            return checkpoint.open_file(path, verify=verify and not downloads.was_checked(path))
-    except UserError as error:
-        downloaded = path.is_relative_to(downloads.cache_folder()) and "delete the file" not in str(error)
-        raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
-
-
-def _state_of(stored: Stored, kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weights in a checkpoint, under our names."""
-    content = stored.content
-    state = published_vae.state_in(content) if kind == "vae" else content.get("model")
-    if not state or not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no weights under the key 'model'; is it the checkpoint of a model?")
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    found = content.get("kind") or next((k for k, t in _TRANSLATORS.items() if t.is_published(state)), kind)
-    if found != kind:
-        words = {"vqvae": "a codec (--restore_vqvae)", "vae": "a VAE (--restore_vae)"}
-        words["prior"] = "a prior (--restore_prior)"
-        raise UserError(f"{path}: is the checkpoint of {words.get(found, repr(found))}, not of {words[kind]}")
-    if _TRANSLATORS[kind].is_published(state):
-        try:
-            if isinstance(module, Prior):
-                looked_at = (
-                    published_prior.EMBEDDING,
-                    published_prior.OUTPUT,
-                )  # of these numbers count, not names alone
-                state |= {name: stored.numbers(state[name]) for name in looked_at if name in state}
-                return published_prior.from_published(state, tied=not module.config.merged_decoder)
-            if isinstance(module, VAE):
-                return published_vae.from_published(state)
-            return published_vqvae.from_published(state)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-    if weights == "ema" and content.get("ema"):
-        state.update(content["ema"])  # buffers, such as codebooks, are not averaged
-    return state
-
-
-def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not exactly the module's, before anything of it is touched."""
-    own = module.state_dict()
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} where {tuple(own[name].shape)} is needed"
-            for name in own
-            if name in state and state[name].shape != own[name].shape
-        ],
-    }
-    told = [
-        f"{len(names)} {what} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-        for what, names in problems.items()
-        if names
-    ]
-    if told:
-        raise UserError(f"{path}: does not fit this model: {'; '.join(told)}; give --hps as it was trained")

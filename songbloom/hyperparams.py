@@ -531,6 +531,21 @@ PRIOR_ARCHITECTURE = (
     *("sr", "levels", "downs_t", "strides_t", "l_bins", "level", "n_ctx", "prior_width", "prior_depth", "heads"),
     *("attn_order", "blocks", "spread", "m_attn", "m_mlp", "res_scale", "merged_decoder", "labels", "use_tokens"),
 )
+SONGBLOOM_ARCHITECTURE = (
+    *(
+        "songbloom",
+        "sr",
+        "vae_strides",
+        "vae_latent_dim",
+        "l_bins",
+        "patch_size",
+        "prior_width",
+        "heads",
+        "prior_depth",
+    ),
+    *("dit_depth", "m_mlp", "rotary_base", "dit_rotary_base", "time_conditioning", "time_features"),
+    *("diffusion_objective", "lyric_tokens", "sentences", "prompt_frames", "lyrics_vocab"),
+)
 _CONDITIONER = (
     *("cond_width", "cond_depth", "cond_m_conv", "cond_dilation_growth_rate", "cond_dilation_cycle"),
     "cond_res_scale",
@@ -557,6 +572,8 @@ def architecture_keys(kind: str, hps: Mapping[str, Any]) -> tuple[str, ...]:
         return VAE_ARCHITECTURE
     if kind == "discriminator":
         return DISCRIMINATOR_ARCHITECTURE
+    if hps.get("songbloom"):
+        return SONGBLOOM_ARCHITECTURE
     keys: tuple[str, ...] = PRIOR_ARCHITECTURE
     if hps.get("level", 0) < hps.get("levels", 1) - 1:
         keys += _CONDITIONER

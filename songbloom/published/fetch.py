@@ -31,6 +31,7 @@ from songbloom.distributed import gather_objects, say, world
 from songbloom.errors import UserError
 from songbloom.files import write_text
 from songbloom.published.jukebox.files import smallest_size
+from songbloom.published.songbloom import files as hub
 
 REMOTE_PREFIX = "https://openaipublic.azureedge.net/"
 CACHE, MIRROR = "SONGBLOOM_CACHE", "SONGBLOOM_MIRROR"  # environment variables
@@ -58,8 +59,8 @@ def use_cache_folder(folder: str | Path) -> None:
 
 
 def is_address(path: str) -> bool:
-    """Whether ``path`` is the address of a published file."""
-    return path.startswith(REMOTE_PREFIX)
+    """Whether ``path`` is the address of a published file, or names one of the hub."""
+    return path.startswith(REMOTE_PREFIX) or hub.is_hub(path)
 
 
 def target_of(path: str) -> Path:
@@ -68,6 +69,8 @@ def target_of(path: str) -> Path:
     Raises:
         UserError: an address that names no file.
     """
+    if hub.is_hub(path):
+        return hub.place_of(path, cache_folder())
     if not is_address(path):
         return Path(path)
     relative = PurePosixPath(path.removeprefix(REMOTE_PREFIX))
@@ -102,6 +105,8 @@ def fetch(path: str) -> Path:
     Raises:
         UserError: another address, a download that failed, or a file that is damaged; every rank raises it.
     """
+    if hub.is_hub(path):
+        return hub.fetch(path, cache_folder())
     if not is_address(path):
         if "://" in path:
             raise UserError(f"{path}: only addresses under {REMOTE_PREFIX} are downloaded; give a file instead")

@@ -1,0 +1,114 @@
+"""Files of the published SongBloom models: from the hub into the cache folder, or from a folder of one's own.
+
+``hf://OWNER/NAME/FILE`` names a file of the hub. It is looked for in ``{cache folder}/OWNER/NAME/FILE`` first, which is
+also where to put it by hand; only if it is not there, and the ``huggingface_hub`` package is, it is downloaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from songbloom.distributed import gather_objects, world
+from songbloom.errors import UserError
+
+SCHEME = "hf://"
+SETTINGS, VOCABULARY = ".yaml", "vocab_g2p.yaml"
+CODEC = "autoencoder_music_dsp1920.ckpt"
+COMPANIONS = (VOCABULARY, CODEC)
+
+
+def is_hub(path: str) -> bool:
+    """Whether ``path`` names a file of the hub."""
+    return path.startswith(SCHEME)
+
+
+def parts_of(path: str) -> tuple[str, str]:
+    """Repository and file of a hub name.
+
+    Raises:
+        UserError: it has not both.
+    """
+    owner, _, rest = path.removeprefix(SCHEME).partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file) or ".." in file.split("/"):
+        raise UserError(f"{path}: names no file of the hub; write {SCHEME}OWNER/NAME/FILE")
+    return f"{owner}/{name}", file
+
+
+def place_of(path: str, cache: Path) -> Path:
+    """Where the file of a hub name is kept."""
+    repository, file = parts_of(path)
+    return cache / repository / file
+
+
+def fetch(path: str, cache: Path) -> Path:
+    """The local file of a hub name, downloaded if it is not there; all ranks call it together.
+
+    Args:
+        path: ``hf://OWNER/NAME/FILE``.
+        cache: the folder of downloads.
+
+    Raises:
+        UserError: it is not there and cannot be downloaded; every rank raises it.
+    """
+    target = place_of(path, cache)
+    problem = None
+    if world().local_rank == 0 and not target.is_file():
+        try:
+            _download(path, target)
+        except UserError as error:
+            problem = str(error)
+    problems = [each for each in gather_objects(problem) if each]
+    if problems:
+        raise UserError(problems[0])
+    return target
+
+
+def _download(path: str, target: Path) -> None:
+    repository, file = parts_of(path)
+    advice = f"put it at {target} by hand, with {VOCABULARY} and its .yaml beside it, or name a file of your own"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(f"{path}: is not there; pip install huggingface_hub to download it, or {advice}") from None
+    folder = target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [file]
+    if file.endswith(".pt"):
+        wanted += [str(Path(file).with_suffix(SETTINGS)), *COMPANIONS]
+    for name in wanted:
+        try:
+            hf_hub_download(repository, name, local_dir=str(folder))
+        except Exception as error:  # the package's errors, and those of all that it downloads with, share no base
+            if name == file:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+                raise UserError(f"{path}: cannot be downloaded ({reason}); {advice}") from error
+
+
+def beside(weights: Path, name: str) -> Path | None:
+    """The file called ``name`` in the folder of the weights, if it is there."""
+    found = weights.parent / name
+    return found if found.is_file() else None
+
+
+def settings_of(weights: Path) -> dict[str, object]:
+    """What the yaml beside published weights says of the prior, by our hyperparameters' names; often nothing.
+
+    Raises:
+        UserError: the yaml cannot be read.
+    """
+    from songbloom.published.songbloom.prior import settings_from_published
+    from songbloom.published.songbloom.yaml_files import read_settings
+
+    found = beside(weights, weights.stem + SETTINGS)
+    if found is None:
+        return {}
+    content = read_settings(found)
+    settings = settings_from_published(content["model"] if isinstance(content.get("model"), dict) else content)
+    for derived in ("lyric_vocabulary", "structure_tokens", "section_token", "sentence_token"):
+        settings.pop(derived, None)  # these follow from the vocabulary
+    if "latent_width" in settings:
+        settings["vae_latent_dim"] = settings.pop("latent_width")
+    if isinstance(content.get("max_dur"), (int, float)):
+        settings["sample_length_in_seconds"] = content["max_dur"]
+    return settings
