@@ -38,6 +38,8 @@ demo: $(READY)
 	$(TRAIN) --hps=demo_vqvae,demo_upsampler --name=demo_upsampler --prior --budget_minutes=$(PRIOR_MINUTES)
 	$(PY) sample.py --model=demo_ja --name=$(DEMO)/samples --n_samples=4 --sample_length_in_seconds=30 \
 	  --total_sample_length_in_seconds=30 --lyrics_file=docs/demo/lyrics.txt --artist=Mei --genre=pop --temp=.9 --seed=1
+	$(PY) align.py --find --model=demo_ja --data_jsonl=$(SONGS)
+	$(PY) align.py --name=$(DEMO)/samples
 	@echo
 	@echo "The songs are on this page; open it in a browser: $(CURDIR)/$(DEMO)/samples/index.html"
 
