@@ -82,6 +82,18 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _programs_of_this_python() -> Iterator[None]:
+    """Programs beside this Python are found, as ninja from its package is in a virtual environment that nobody has
+    activated."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 def build(flags: tuple[str, ...], folder: Path) -> Path:
     """The library in ``folder``, built if it isn't there.
 
@@ -93,12 +105,12 @@ def build(flags: tuple[str, ...], folder: Path) -> Path:
     if path.exists():
         return path
     compiler = os.environ.get("CXX", "c++")
-    for program in (compiler, "ninja"):
-        if shutil.which(program) is None:
-            raise BuildError(f"{program} is not installed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, name):
+        with _programs_of_this_python(), _alone(folder, name):
+            for program in (compiler, "ninja"):
+                if shutil.which(program) is None:
+                    raise BuildError(f"{program} is not installed")
             if not path.exists():  # another process may have built it meanwhile
                 _compile(name, flags, path)
     except OSError as error:
