@@ -1,8 +1,8 @@
-"""The built-in features: what is sung and played, learned from one's own songs, nothing to download.
+"""The built-in features: what is sung and played, nothing to download.
 
 They are made for two things that a sketch of a song has to keep: the words, which are in the shape of the spectrum
-(formants, noise, silence), and the melody with its harmony, which are in how strongly each pitch sounds. So an encoder
-hears both of these views, and is trained, through the codebook, to give both back:
+(formants, noise, silence), and the melody with its harmony, which are in how strongly each pitch sounds. So they are
+made of two views:
 
 * ``shape``: the log-mel spectrum over 25 or 43 ms, less its mean level over the two seconds around. How loud a song was
   mastered is not in it.
@@ -11,12 +11,18 @@ hears both of these views, and is trained, through the codebook, to give both ba
 
 Neither view keeps phases, stereo or fine timbre: those are the latents' matter.
 
-Convolutions look at about a third of a second around a frame, the level at a second: a song in pieces gives what the
+A feature is what is left of them when pitch is smoothed away from the shape (the first cepstral numbers, Davis and
+Mermelstein 1980) and the pitches are smoothed over three frames. Nothing in that is learned, and its codes carry more
+of words and melody than those of the plain log-mel spectrum (``docs/sketch.md`` has the numbers). With
+``sketch_hidden`` a network, which begins by adding nothing, learns through the codebook what to add to it.
+
+The network looks at about a third of a second around a frame, the level at a second: a song in pieces gives what the
 whole gives, but for float rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +43,9 @@ HARMONIC_DECAY = 0.84  # what each harmonic counts against the one below (Hermes
 FLOOR = 1e-6  # power in a band that counts as silence
 SILENCE = 1e-4  # strength of pitches below which none is told from another
 PIECE = 500  # frames that the network computes at a time
+# Spread of the cepstral numbers and of the pitches over the sung corpus: divided by them both count alike.
+CEPSTRAL_SPREAD, PITCH_SPREAD = 3.5, 8.0
+SMOOTHING = (0.25, 0.5, 0.25)  # of the pitches, over three frames
 
 
 @dataclass(frozen=True)
@@ -45,35 +54,44 @@ class BuiltinConfig:
 
     Attributes:
         sketch_sr: sample rate that they hear, Hz; a multiple of 100.
-        sketch_width: of a feature, and of a vector of the codebook.
-        sketch_hidden: channels inside.
         sketch_bands: mel bands.
+        sketch_cepstra: numbers that are kept of the spectrum's shape; more of them tell pitch as well.
+        sketch_words: weight of the shape against the pitches in a feature.
         sketch_n_fft: samples of the mel spectrum's windows.
         sketch_pitch_n_fft: samples of the pitch view's windows.
         sketch_lowest_pitch: Hz.
         sketch_octaves: that the pitch view covers, in quarter tones.
-        sketch_dilations: of the residual units at 25 frames a second.
+        sketch_hidden: channels of the network that learns to add to the features; 0: none does.
+        sketch_dilations: of its residual units at 25 frames a second.
 
     Raises:
         UserError: sizes that make no features.
     """
 
     sketch_sr: int = 24000
-    sketch_width: int = 128
-    sketch_hidden: int = 256
     sketch_bands: int = 64
+    sketch_cepstra: int = 13
+    sketch_words: float = 0.85
     sketch_n_fft: int = 1024
     sketch_pitch_n_fft: int = 4096
     sketch_lowest_pitch: float = 65.41
     sketch_octaves: int = 5
+    sketch_hidden: int = 0
     sketch_dilations: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
         if self.sketch_sr < 4000 or self.sketch_sr % (FRAME_RATE * STEPS):
             raise UserError(f"sketch_sr is {self.sketch_sr} Hz: it must be a multiple of 100, at least 4000")
-        for name in ("sketch_width", "sketch_hidden", "sketch_bands", "sketch_octaves"):
+        for name in ("sketch_cepstra", "sketch_bands", "sketch_octaves"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("sketch_words", "sketch_hidden"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0")
+        if self.sketch_cepstra >= self.sketch_bands:
+            raise UserError(
+                f"sketch_cepstra is {self.sketch_cepstra}: it must be less than sketch_bands, {self.sketch_bands}"
+            )
         for name in ("sketch_n_fft", "sketch_pitch_n_fft"):
             if getattr(self, name) < self.hop_length or getattr(self, name) % 2:
                 raise UserError(
@@ -106,6 +124,17 @@ class BuiltinConfig:
     def view_width(self) -> int:
         """Numbers that both views have for a moment."""
         return self.sketch_bands + self.pitches
+
+    @property
+    def width(self) -> int:
+        """Numbers of a feature: the cepstral ones, then the pitches."""
+        return self.sketch_cepstra + self.pitches
+
+
+def cepstral_basis(bands: int, cepstra: int) -> Tensor:
+    """Orthonormal cosines 1 to ``cepstra`` over the bands, without the constant: ``[bands, cepstra]``."""
+    place = (torch.arange(bands) + 0.5)[:, None]
+    return torch.cos(math.pi / bands * place * torch.arange(1, cepstra + 1)) * (2 / bands) ** 0.5
 
 
 def pitch_filters(config: BuiltinConfig) -> Tensor:
@@ -163,9 +192,8 @@ class Views(nn.Module):
         self.register_buffer("mel_filters", mel, persistent=False)
         self.register_buffer("pitch_filters", pitch_filters(config), persistent=False)
 
-    def _spectrum(self, mono: Tensor, filters: Tensor, n_fft: int, moments: int) -> Tensor:
-        """Windows whose middles are the middles of the moments, with silence beyond the ends."""
-        hop = self.config.hop_length
+    def _spectrum(self, mono: Tensor, filters: Tensor, n_fft: int, moments: int, hop: int) -> Tensor:
+        """Windows whose middles are the middles of the moments, ``hop`` samples each, with silence beyond the ends."""
         left = (n_fft - hop) // 2
         right = max(0, (moments - 1) * hop + n_fft - left - mono.shape[1])
         return banded_power(F.pad(mono, (left, right)), filters, n_fft, hop, moments, 20 * FRAME_RATE * STEPS)
@@ -174,20 +202,22 @@ class Views(nn.Module):
     def forward(self, mono: Tensor) -> Tensor:
         """``[N, T]`` at ``sketch_sr`` → float32 ``[N, 4 * frames, view_width]``, shape first, then pitch.
 
-        The level is a mean over the moments around that exist, so the ends of a song are no cliff.
+        The level is a mean over the moments around that exist, so the ends of a song are no cliff. Pitches are the
+        same for all moments of a frame: their windows are longer than four.
         """
         config = self.config
         with torch.autocast(mono.device.type, enabled=False):
             mono = mono.float()
             moments = STEPS * (mono.shape[1] // (STEPS * config.hop_length))
-            mel = self._spectrum(mono, self.mel_filters, config.sketch_n_fft, moments)
+            mel = self._spectrum(mono, self.mel_filters, config.sketch_n_fft, moments, config.hop_length)
             # A full-scale sine's power in a Hann window is (n_fft / 4)²: the floor is relative to that.
             mel = (mel / (config.sketch_n_fft / 4) ** 2).clamp_min(FLOOR).log10()
             shape = mel - _around(mel.mean(dim=2, keepdim=True), LEVEL_REACH * STEPS)
-            power = self._spectrum(mono, self.pitch_filters, config.sketch_pitch_n_fft, moments)
+            hop = STEPS * config.hop_length
+            power = self._spectrum(mono, self.pitch_filters, config.sketch_pitch_n_fft, moments // STEPS, hop)
             strength = (power / (config.sketch_pitch_n_fft / 4) ** 2).sqrt().add(SILENCE).log10()
             pitch = strength - strength.mean(dim=2, keepdim=True)
-            return torch.cat([shape, 2.0 * pitch], dim=2)
+            return torch.cat([shape, (2.0 * pitch).repeat_interleave(STEPS, dim=1)], dim=2)
 
 
 def _around(level: Tensor, reach: int) -> Tensor:
@@ -201,10 +231,10 @@ def _around(level: Tensor, reach: int) -> Tensor:
     return ((sums[:, last] - sums[:, first]) / (last - first)[:, None]).to(level.dtype)
 
 
-class Encoder(nn.Module):
-    """Views ``[N, 4 * frames, view_width]`` → features ``[N, frames, sketch_width]``."""
+class Network(nn.Module):
+    """Views ``[N, 4 * frames, view_width]`` → what is added to features ``[N, frames, width]``; nothing at first."""
 
-    def __init__(self, config: BuiltinConfig) -> None:
+    def __init__(self, config: BuiltinConfig, generator: torch.Generator) -> None:
         super().__init__()
         hidden = config.sketch_hidden
         self.input = nn.Conv1d(config.view_width, hidden, 1)
@@ -212,9 +242,9 @@ class Encoder(nn.Module):
         self.gather = nn.Conv1d(hidden, hidden, STEPS, stride=STEPS)
         self.coarse = nn.ModuleList(ResidualUnit(hidden, dilation) for dilation in config.sketch_dilations)
         self.norm = ChannelNorm(hidden)
-        self.output = nn.Conv1d(hidden, config.sketch_width, 1)
-        # Frames that a piece needs at either side: one for the fine units (3 moments), and what the coarse ones look.
-        self.reach = 1 + sum(config.sketch_dilations)
+        self.output = nn.Conv1d(hidden, config.width, 1)
+        reset(self, generator)
+        nn.init.zeros_(self.output.weight)
 
     def forward(self, views: Tensor) -> Tensor:
         x = self.input(views.transpose(1, 2))
@@ -226,12 +256,40 @@ class Encoder(nn.Module):
         return self.output(self.norm(x)).transpose(1, 2)
 
 
+class Encoder(nn.Module):
+    """Views ``[N, 4 * frames, view_width]`` → features ``[N, frames, width]``."""
+
+    basis: Tensor
+    smoothing: Tensor
+
+    def __init__(self, config: BuiltinConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.bands = config.sketch_bands
+        basis = cepstral_basis(config.sketch_bands, config.sketch_cepstra) * (config.sketch_words / CEPSTRAL_SPREAD)
+        self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("smoothing", torch.tensor(SMOOTHING)[:, None, None] / PITCH_SPREAD, persistent=False)
+        self.network = Network(config, generator) if config.sketch_hidden else None
+        # Frames that a piece needs at either side: one for the smoothing, or for the network's fine units (3 moments)
+        # with what its coarse ones look.
+        self.reach = 1 + (sum(config.sketch_dilations) if config.sketch_hidden else 0)
+
+    def forward(self, views: Tensor) -> Tensor:
+        means = views.unflatten(1, (-1, STEPS)).mean(dim=2)
+        pitch = means[..., self.bands :]
+        around = torch.stack(
+            [torch.cat([pitch[:, :1], pitch[:, :-1]], 1), pitch, torch.cat([pitch[:, 1:], pitch[:, -1:]], 1)]
+        )
+        pitch = (around * self.smoothing[..., None]).sum(dim=0)
+        fixed = torch.cat([means[..., : self.bands] @ self.basis, pitch], dim=2)
+        return fixed if self.network is None else fixed + self.network(views)
+
+
 class BuiltinFeatures(Features):
     """The built-in extractor.
 
     Args:
         config: sizes.
-        generator: draws the initial weights (None: a fixed seed).
+        generator: draws the initial weights of the network, if there is one (None: a fixed seed).
     """
 
     name = "builtin"
@@ -239,10 +297,9 @@ class BuiltinFeatures(Features):
     def __init__(self, config: BuiltinConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config or BuiltinConfig()
-        self.width, self.sample_rate = self.config.sketch_width, self.config.sketch_sr
+        self.width, self.sample_rate = self.config.width, self.config.sketch_sr
         self.views = Views(self.config)
-        self.encoder = Encoder(self.config)
-        reset(self.encoder, generator or torch.Generator().manual_seed(0))
+        self.encoder = Encoder(self.config, generator or torch.Generator().manual_seed(0))
 
     def hear(self, mono: Tensor) -> Tensor:
         return self.encode_views(self.views(mono))

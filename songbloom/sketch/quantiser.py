@@ -222,7 +222,7 @@ class Quantiser(nn.Module):
         if state["sums"].shape != self.sums.shape:
             raise UserError(
                 f"statistics of a sketch codebook of {list(state['sums'].shape)}, but this one is of "
-                f"{list(self.sums.shape)}: set sketch_codes and sketch_width as in the checkpoint"
+                f"{list(self.sums.shape)}: set sketch_codes, and the sizes of the features, as in the checkpoint"
             )
         self.sums.copy_(state["sums"])
         self.uses.copy_(state["uses"])

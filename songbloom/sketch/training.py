@@ -1,9 +1,9 @@
-"""Training a sketch codebook, and with it the built-in features.
+"""Training a sketch codebook, and the network of built-in features that have one.
 
 ``SketchVQ`` is what the training loop trains: audio in, loss and metrics out. Its features are either the built-in
-ones, which learn together with the codebook, or any frozen extractor's. A small decoder always learns to give back from
-the codes alone what the built-in features look at (the shape of the spectrum and how strongly each pitch sounds). For
-the built-in features it is what they are trained by; for frozen ones it changes nothing that is kept, and its errors
+ones or any frozen extractor's. A small decoder always learns to give back from the codes alone what the built-in
+features look at (the shape of the spectrum and how strongly each pitch sounds). Built-in features with a network
+(``sketch_hidden``) are trained by it; for all others it changes nothing that is kept, and its errors
 tell how much of words and melody the codes hold: ``shape_error`` and ``pitch_error`` are shares of the variance that
 is lost, ``melody`` is how often the strongest pitch is found within a semitone.
 
@@ -29,6 +29,8 @@ from songbloom.sketch.features import FRAME_RATE, Features, samples_of, to_mono_
 from songbloom.sketch.quantiser import Quantiser, perplexity
 from songbloom.vqvae.bottleneck import shares_of_ranks
 
+TRAINING_METRICS = ("error", "usage", "revived", "used_now", "perplexity")  # 0 until the codebook has started
+TESTING_METRICS = ("error", "perplexity")
 SPREAD_FLOOR = 0.02  # variance of a view below which an item counts as silent, and its errors count less
 
 
@@ -42,18 +44,19 @@ class SketchVQConfig:
         sample_length_in_seconds: the same in seconds, cut to whole frames.
         sketch_features: name of the features.
         sketch_codes: vectors of the codebook; the model's table must have as many.
-        sketch_distance: ``cosine``, ``euclidean``, or empty: cosine for built-in features, Euclidean for others.
+        sketch_distance: ``cosine``, or ``euclidean``.
         sketch_normalisation: ``none``, ``standard`` (mean 0 and spread 1 over the first batches), ``layer`` (each frame
             by itself), or empty: none for built-in features, standard for others.
         sketch_decay: what the codebook's moving averages keep a step.
         sketch_start_rows: frames that are gathered for the k-means start (0: twice the codes).
-        sketch_start_step: training steps that built-in features learn without a codebook; then frames are gathered. A
-            codebook that starts on features which still move fast is left behind by them.
+        sketch_start_step: training steps that a network of built-in features learns without a codebook; then frames are
+            gathered. A codebook that starts on features which still move fast is left behind by them.
         sketch_start_rounds: rounds of k-means.
         sketch_revival: a code used less than this share of an even use starts again.
         sketch_commit: weight of how far features lie from their codes.
+        sketch_decoder: channels of the decoder.
         sketch_pitch: weight of the pitch view against the shape view.
-        sketch_gain: training examples are made louder or softer by up to so many decibels.
+        sketch_gain: training examples of a network are made louder or softer by up to so many decibels.
         seed: of all draws.
 
     Raises:
@@ -65,7 +68,7 @@ class SketchVQConfig:
     sample_length_in_seconds: float = 4.0
     sketch_features: str = "builtin"
     sketch_codes: int = 16384
-    sketch_distance: str = ""
+    sketch_distance: str = "euclidean"
     sketch_normalisation: str = ""
     sketch_decay: float = 0.99
     sketch_start_rows: int = 0
@@ -73,6 +76,7 @@ class SketchVQConfig:
     sketch_start_rounds: int = 10
     sketch_revival: float = 0.1
     sketch_commit: float = 0.25
+    sketch_decoder: int = 128
     sketch_pitch: float = 1.0
     sketch_gain: float = 12.0
     seed: int = 0
@@ -85,6 +89,8 @@ class SketchVQConfig:
         for name in ("sketch_commit", "sketch_pitch", "sketch_gain", "sketch_start_rows", "sketch_start_step"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0")
+        if self.sketch_decoder < 1:
+            raise UserError(f"sketch_decoder is {self.sketch_decoder}: it must be at least 1")
         if self.samples < samples_of(1, self.sr):
             raise UserError(
                 f"examples of {self.samples} samples at {self.sr} Hz hold no frame of 40 ms: make them longer"
@@ -104,13 +110,8 @@ class SketchVQConfig:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether the features learn too."""
+        """Whether the features are the built-in ones."""
         return self.sketch_features == BuiltinFeatures.name
-
-    @property
-    def distance(self) -> str:
-        """How features are compared with the codebook."""
-        return self.sketch_distance or ("cosine" if self.is_builtin else "euclidean")
 
     @property
     def normalisation(self) -> str:
@@ -141,13 +142,14 @@ class SketchVQ(nn.Module):
 
     Args:
         config: the training.
-        features: a frozen extractor; None makes built-in features, which learn.
+        features: a frozen extractor; None makes built-in features.
         builtin: sizes of the built-in views and features.
 
     Attributes:
         sample_rate: of the audio that comes in, Hz.
         channels: always 1: the mean of the channels is heard.
         sample_length: samples of one training example.
+        learns: whether the features learn too.
         steps: training steps made, which the draws of the next one depend on.
 
     Raises:
@@ -168,16 +170,17 @@ class SketchVQ(nn.Module):
                 f"sketch_features is {config.sketch_features!r}: built-in features are made here, all others are given"
             )
         made: Features = BuiltinFeatures(self.builtin, generator) if features is None else features
-        self.learned = made if features is None else None
+        self.heard = made if isinstance(made, BuiltinFeatures) else None
+        self.learns = self.heard is not None and self.builtin.sketch_hidden > 0
         self._frozen = [made]  # in a list: a frozen extractor is no part of what is saved
         self.sample_rate, self.channels, self.sample_length = config.sr, 1, config.samples
         self.views = made.views if isinstance(made, BuiltinFeatures) else Views(self.builtin)
-        self.decoder = Decoder(made.width, self.builtin.sketch_hidden, self.builtin.view_width)
+        self.decoder = Decoder(made.width, config.sketch_decoder, self.builtin.view_width)
         reset(self.decoder, generator)
         self.quantiser = Quantiser(
             config.sketch_codes,
             made.width,
-            distance=config.distance,
+            distance=config.sketch_distance,
             decay=config.sketch_decay,
             start_rows=config.sketch_start_rows,
             start_rounds=config.sketch_start_rounds,
@@ -209,19 +212,23 @@ class SketchVQ(nn.Module):
             UserError: audio without a whole frame.
         """
         mono = to_mono_at(audio, self.config.sr, self.builtin.sketch_sr)
+        if self.learns and self.training:
+            mono = mono * self._gains(len(mono)).to(mono)
         target = self.views(mono)
         if not target.shape[1]:
             raise UserError(f"audio of {audio.shape[1]} samples at {self.config.sr} Hz holds no frame of 40 ms")
         frames = target.shape[1] // STEPS
         heard = self._features_of(mono, audio, target, frames)
         rows = self.quantiser.project(normalise(heard, self.config.normalisation, self.mean, self.std).flatten(0, 1))
-        gather = self.learned is None or self.steps >= self.config.sketch_start_step
-        codes, vectors, numbers = self.quantiser(rows, gather)
+        gather = not self.learns or self.steps >= self.config.sketch_start_step
+        codes, vectors, measured = self.quantiser(rows, gather)
+        # The same names in every step, so that they can be averaged.
+        numbers = dict.fromkeys(TRAINING_METRICS if self.training else TESTING_METRICS, target.new_zeros(())) | measured
         commit = (rows - vectors).square().sum(dim=1).mean()
         # Straight through: the decoder hears the codes' vectors, its gradient goes on to the features unchanged.
         made = self.decoder((rows + (vectors - rows).detach()).view(len(audio), frames, -1))
         loss, errors = self._errors(made.float(), target)
-        if self.learned is not None:
+        if self.learns:
             loss = loss + self.config.sketch_commit * commit
         if self.training:
             self.steps += 1
@@ -233,11 +240,8 @@ class SketchVQ(nn.Module):
 
     def _features_of(self, mono: Tensor, audio: Tensor, target: Tensor, frames: int) -> Tensor:
         """Features ``[N, frames, width]``, with a gradient where they learn."""
-        if self.learned is not None:
-            heard = self.views(mono * self._gains(len(mono)).to(mono)) if self.training else target
-            learned = self.learned
-            assert isinstance(learned, BuiltinFeatures)
-            return learned.encoder(heard)
+        if self.heard is not None:
+            return self.heard.encoder(target)
         heard = self.features.extract(audio, self.config.sr)[:, :frames].to(target.device)
         if self.training and self.config.normalisation == "standard" and not self.quantiser.ready:
             self._measure(heard.flatten(0, 1))
@@ -296,12 +300,12 @@ class SketchVQ(nn.Module):
         return SketchCodebook(
             vectors=self.quantiser.vectors.detach().clone().cpu(),
             features=self.features.identity(),
-            distance=self.config.distance,
+            distance=self.config.sketch_distance,
             normalisation=self.config.normalisation,
             mean=self.mean.detach().clone().cpu() if standard else None,
             std=self.std.detach().clone().cpu() if standard else None,
-            state={name: part.detach().clone().cpu() for name, part in self.learned.state_dict().items()}
-            if self.learned is not None
+            state={name: part.detach().clone().cpu() for name, part in self.heard.state_dict().items()}
+            if self.heard is not None
             else None,
             trained={"steps": self.steps, "perplexity": float(perplexity(uses)), "codes": self.quantiser.codes},
         )

@@ -190,7 +190,7 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
 
 def test_built_in_features_travel_with_it(tmp_path: Path) -> None:
     features = BuiltinFeatures(SIZES, torch.Generator().manual_seed(4)).eval()
-    book = SketchCodebook(_numbers(9, 12), features.identity(), "cosine", state=features.state_dict())
+    book = SketchCodebook(_numbers(9, SIZES.width), features.identity(), "cosine", state=features.state_dict())
     book.save(tmp_path / "book.pt")
     tokeniser = load_tokeniser(tmp_path / "book.pt", size=9)
     audio = sound(1, 1.5, 8000)

@@ -88,7 +88,7 @@ def test_built_in_features_in_pieces(frames: int, piece: int) -> None:
     features = BuiltinFeatures(SIZES).eval()
     views = features.views(sound(1, frames / 25, 8000)[..., 0])
     whole = features.encode_views(views, piece=10**6)
-    assert whole.shape == (1, frames, 12)
+    assert whole.shape == (1, frames, SIZES.width)
     torch.testing.assert_close(features.encode_views(views, piece=piece), whole, atol=2e-5, rtol=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_audio_that_is_none() -> None:
 def test_sizes_that_make_no_features() -> None:
     for change, told in (
         ({"sketch_sr": 22050}, "multiple of 100"),
-        ({"sketch_width": 0}, "sketch_width is 0"),
+        ({"sketch_cepstra": 0}, "sketch_cepstra is 0"),
         ({"sketch_octaves": 9}, "beyond half of sketch_sr"),
         ({"sketch_n_fft": 100}, "at least 240"),
         ({"sketch_dilations": []}, "sketch_dilations"),

@@ -199,7 +199,7 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="built-in features are made here"):
         SketchVQ(SketchVQConfig(sketch_features="muq"))
     state = trainer(sketch_codes=8).codebook_state()
-    with pytest.raises(UserError, match=r"sketch codebook of \[8, 12\]"):
+    with pytest.raises(UserError, match=r"sketch codebook of \[8, 104\]"):
         model.load_codebook_state(state)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"sketch_normalisation": "max"}, "sketch_normalisation"),

@@ -12,9 +12,9 @@ from songbloom.sketch.training import SketchVQ, SketchVQConfig
 
 SIZES = BuiltinConfig(
     sketch_sr=8000,
-    sketch_width=12,
     sketch_hidden=16,
     sketch_bands=16,
+    sketch_cepstra=8,
     sketch_n_fft=256,
     sketch_pitch_n_fft=1024,
     sketch_octaves=4,
