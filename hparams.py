@@ -148,12 +148,6 @@ PRIOR = group(
     single_enc_dec=Knob(False, "Lyrics and music in one sequence for one transformer, not an encoder for lyrics"),
     alignment_layer=Knob(None, "Layer whose attention shows where lyrics are sung", kind="int", minimum=0),
     alignment_head=Knob(None, "Head of that layer", kind="int", minimum=0),
-    alignment_loss_fraction=Knob(
-        0.0,
-        "Weight of the loss that teaches this head (unless it is given: the first of the last layer that reads lyrics) "
-        "to look at the words that are sung, for songs whose word times are known; 0: nothing teaches it",
-        minimum=0,
-    ),
 )
 
 PRIOR_ATTN_BLOCK = group(
@@ -538,6 +532,12 @@ LABELS = group(
         "auto",
         "How Japanese lyrics are read: with a dictionary, as kana only, or with a dictionary if there is one",
         choices=("auto", "dictionary", "kana"),
+    ),
+    alignment_loss_fraction=Knob(
+        0.0,
+        "Weight of the loss that teaches a head to look at the words that are sung, for songs whose word times are "
+        "known: --alignment_layer and --alignment_head, else the first of the last layer that reads lyrics; 0: none",
+        minimum=0,
     ),
 )
 
