@@ -8,7 +8,7 @@ Attention*, section 4.1), but with the true times in place of a diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from songbloom.errors import UserError
+from songbloom.prior.config import PriorConfig
 from songbloom.transformer.attention import head_weights
 from songbloom.transformer.blocks import Transformer
 
@@ -53,16 +55,44 @@ class WatchedHead:
         finally:
             hook.remove()
 
-    def weights(self, positions: int) -> Tensor:
-        """Its softmax weights in the last forward pass of ``positions`` positions, ``[N, positions - first_query,
-        keys]`` float32, with a gradient; dropout left out."""
+    def weights(self) -> Tensor:
+        """Its softmax weights in the last forward pass, ``[N, n_ctx - first_query, keys]`` float32, with a gradient;
+        dropout left out."""
         x, source = (*self._inputs, None)[:2]
         self._inputs = ()
         layer = self.transformer.stack[self.layer]
         query, key, _ = layer.attention.project(layer.attention_norm(x), source)
         function, geometry = self.transformer.funcs[self.layer], layer.attention.geometry
+        positions = self.transformer.config.n_ctx  # behind them blocks may have been filled up
         where = {"head": self.head, "first_query": self.first_query, "keys": self.keys}
         return head_weights(function, query[:, :positions], key, geometry, **where)
+
+
+def taught_head(config: PriorConfig, heads: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The layer and head that are taught: those that are set, or the first head of the last layer that reads lyrics.
+
+    Args:
+        config: of the prior.
+        heads: its (layer, head) pairs that read lyrics.
+
+    Raises:
+        UserError: there is no such head.
+    """
+    if not heads:
+        raise UserError(
+            f"alignment_loss_fraction={config.alignment_loss_fraction:g} teaches a head to follow lyrics, but no layer"
+            " of this prior reads any: give it lyrics and an attn_order that reads them, or set it to 0"
+        )
+    layer, head = config.alignment_layer, config.alignment_head
+    if layer is None and head is None:
+        return heads[-config.heads]
+    if layer is None or head is None or (layer, head) not in heads:
+        layers = ", ".join(map(str, sorted({layer for layer, _ in heads})))
+        raise UserError(
+            f"alignment_layer={layer} and alignment_head={head}: this prior reads lyrics in layers {layers} with heads"
+            f" 0 to {config.heads - 1}; set both to one of these, or neither"
+        )
+    return layer, head
 
 
 def alignment_loss(weights: Tensor, sung: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from songbloom.errors import UserError
 from songbloom.prior.autoregressive import AutoregressiveModel, check_request
 from songbloom.prior.conditioners import UpsamplingConditioner, upsampling_conditioner
 from songbloom.prior.config import PRECISIONS, Codec, PriorConfig, check, dtype_of
-from songbloom.prior.guidance import WatchedHead, alignment_loss
+from songbloom.prior.guidance import WatchedHead, alignment_loss, taught_head
 from songbloom.prior.labels import FIXED, LabelConditioner, label_conditioner
 from songbloom.prior.lyric_encoder import LyricEncoder
 from songbloom.transformer.patterns import AttentionFunction
@@ -118,8 +118,10 @@ class Prior(nn.Module):
             emb_dropout=config.emb_dropout,
             pos_init=config.pos_init,
         )
+        self._taught: WatchedHead | None = None  # the head that is taught to follow the words
         if config.alignment_loss_fraction:
-            self._check_head()
+            transformer, first = self.autoregressive.transformer, self.n_tokens if self._shift else 0
+            self._taught = WatchedHead(transformer, *taught_head(config, self.lyric_heads()), first, self.n_tokens)
 
     # ------------------------------------------------------------------------------------------------ conditions
 
@@ -273,18 +275,17 @@ class Prior(nn.Module):
             labels: [N, label_width] int64, of this window; none in a prior without labels. With ``copy_input`` the
                 first codes stand in for its lyric tokens.
             sung: [N, n_tokens, 2], when each lyric position is to be looked at, in samples from the window's
-                beginning; NaN where nobody knows (:mod:`songbloom.prior.guidance`).
+                beginning; NaN where nobody knows. Only read with ``alignment_loss_fraction``.
             precision: ``fp32``, ``bf16`` or ``fp16``: in which the transformers compute.
 
         Returns:
             The loss, and metrics without gradients: ``gen_loss`` (bits a code), ``bpd`` (the same) and ``prime_loss``
             (bits a lyric token; 0 without lyrics); given ``sung`` also ``alignment_loss``.
         """
-        if sung is not None:
-            head = self._watched_head()
-            with head.watching():
-                loss, metrics = self(codes, upper_codes, labels, precision=precision)
-            late = alignment_loss(head.weights(head.first_query + self.n_ctx), sung / self.hop_length)
+        if sung is not None and self._taught is not None:
+            with self._taught.watching():
+                loss, metrics = self.forward(codes, upper_codes, labels, precision=precision)
+            late = alignment_loss(self._taught.weights(), sung / self.hop_length)
             metrics["alignment_loss"] = late.detach()
             return loss + self.config.alignment_loss_fraction * late, metrics
         dtype = dtype_of(precision)
@@ -522,30 +523,6 @@ class Prior(nn.Module):
         functions = self.autoregressive.transformer.funcs
         reading = _READS_LYRICS if self._shift else _READS_LYRICS[:1]
         return [(layer, head) for layer, f in enumerate(functions) if f in reading for head in range(self.config.heads)]
-
-    def _check_head(self) -> None:
-        heads = self.lyric_heads()
-        if not heads:
-            raise UserError(
-                f"alignment_loss_fraction={self.config.alignment_loss_fraction:g} teaches a head to follow lyrics, but"
-                " no layer of this prior reads any: give it lyrics and an attn_order that reads them, or set it to 0"
-            )
-        wanted = self.config.alignment_layer, self.config.alignment_head
-        if wanted != (None, None) and wanted not in heads:
-            layers = ", ".join(map(str, sorted({layer for layer, _ in heads})))
-            raise UserError(
-                f"alignment_layer={wanted[0]} and alignment_head={wanted[1]}: this prior reads lyrics in layers"
-                f" {layers} with heads 0 to {self.config.heads - 1}; set both to one of these, or neither"
-            )
-
-    def _watched_head(self) -> WatchedHead:
-        """The head that is taught when words are sung: the one that is set, or the first of the last reading layer."""
-        layer, head = self.config.alignment_layer, self.config.alignment_head
-        if layer is None or head is None:
-            layer, head = self.lyric_heads()[-self.config.heads]
-        return WatchedHead(
-            self.autoregressive.transformer, layer, head, self.n_tokens if self._shift else 0, self.n_tokens
-        )
 
     @torch.no_grad()
     def lyric_attention(
