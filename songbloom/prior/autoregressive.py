@@ -18,6 +18,7 @@ from songbloom.prior.draws import Noise, check_sampling, draw_with, item_generat
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.prior.steppers import Given, Prepared, stepper_for
 from songbloom.transformer.blocks import Transformer, TransformerConfig
+from songbloom.transformer.lora import effective_weight
 from songbloom.transformer.quantized import check_quantize
 
 CHUNK_SIZE = 1024  # positions of a prompt fed at once: enough for full speed, and dense attention stays small
@@ -136,7 +137,7 @@ class AutoregressiveModel(nn.Module):
         """[bins, width]: the output layer's weights, which may be the embedding's."""
         if self.only_encode:
             raise RuntimeError("an encoder has no output layer")
-        return self.embedding.weight if self.output is None else self.output.weight
+        return effective_weight(self.embedding if self.output is None else self.output)
 
     def _start(self, batch: int, y_cond: Tensor | None) -> Tensor:
         """What stands before the first token: [N, 1, W]."""
@@ -296,7 +297,7 @@ class AutoregressiveModel(nn.Module):
 
         given = Given(
             self.transformer,
-            self.embedding.weight,
+            effective_weight(self.embedding),
             self.positions,
             self.output_weight,
             n_samples,

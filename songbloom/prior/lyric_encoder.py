@@ -13,6 +13,7 @@ from songbloom.prior.autoregressive import AutoregressiveModel
 from songbloom.prior.losses import linear_cross_entropy
 from songbloom.transformer.blocks import TransformerConfig
 from songbloom.transformer.layers import LayerNorm, Linear
+from songbloom.transformer.lora import effective_weight
 
 
 class LyricEncoder(nn.Module):
@@ -56,7 +57,7 @@ class LyricEncoder(nn.Module):
         """Bits a token of ``tokens`` [N, n_tokens], predicted from what :meth:`forward` made of them."""
         rows = tokens.numel()
         weights = states.new_full((rows,), 1 / rows)
-        loss, _ = linear_cross_entropy(states.flatten(0, 1), self.output.weight, tokens.reshape(-1), weights)
+        loss, _ = linear_cross_entropy(states.flatten(0, 1), effective_weight(self.output), tokens.reshape(-1), weights)
         return loss
 
     def operations(self) -> float:

@@ -23,6 +23,7 @@ from songbloom.transformer.attention import Geometry
 from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
 from songbloom.transformer.cache import DecodingCache, attend_chunk, step_window
 from songbloom.transformer.layers import QUICK_GELU_SLOPE, activation_named, layer_norm
+from songbloom.transformer.lora import effective_weight
 from songbloom.transformer.quantized import QuantizedLinear
 
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
@@ -171,7 +172,7 @@ class LayerWeights:
     ) -> None:
         def prepared(module: nn.Linear, activation: str = "", after: str = "", scale: float = 1.0) -> FastLinear:
             kind = QuantizedLinear if quantize else PackedLinear if packed else PlainLinear
-            return kind(module.weight, module.bias, activation, dtype=dtype, after=after, scale=scale)
+            return kind(effective_weight(module), module.bias, activation, dtype=dtype, after=after, scale=scale)
 
         def norm(module: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
             weight, bias = module.weight.detach(), module.bias.detach()

@@ -1,0 +1,206 @@
+"""Adapters from files laid over a model, for sampling: checked, scaled, added up, merged for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from songbloom.errors import UserError
+from songbloom.lora import files
+from songbloom.lora.files import AdapterFile
+from songbloom.lora.places import module_of, published_keys
+from songbloom.lora.words import grow_vocabulary
+from songbloom.prior.songbloom.layers import Embedding
+from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.transformer.lora import LowRank, add_adapter, bake
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An adapter and how strongly it counts (1 is as trained, 0 is not at all)."""
+
+    adapter: AdapterFile
+    scale: float
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides what is sampled."""
+        return {"digest": self.adapter.digest, "scale": self.scale}
+
+
+def parse(text: str) -> list[tuple[str, float]]:
+    """Paths and scales of ``PATH[:scale],PATH2``.
+
+    Raises:
+        UserError: a scale that is no number, or no path before it.
+    """
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        path, colon, scale = part.rpartition(":")
+        if not colon or "/" in scale:
+            path, scale = part, "1"
+        try:
+            number = float(scale)
+        except ValueError:
+            raise UserError(f"--lora={part}: {scale!r} is no scale: write --lora=PATH or --lora=PATH:0.8") from None
+        if not path or number != number or abs(number) == float("inf"):
+            raise UserError(f"--lora={part}: write --lora=PATH or --lora=PATH:0.8")
+        found.append((path, number))
+    return found
+
+
+def read_all(text: str) -> list[Scaled]:
+    """The adapters that ``--lora`` names.
+
+    Raises:
+        UserError: as :func:`parse` and :func:`songbloom.lora.files.read`.
+    """
+    return [Scaled(files.read(path), scale) for path, scale in parse(text)]
+
+
+def for_level(adapters: Iterable[Scaled], level: int, models: Mapping[int, nn.Module]) -> list[Scaled]:
+    """Which adapters belong to the prior of a level.
+
+    Args:
+        adapters: all of the command.
+        level: of the prior.
+        models: the priors of the levels that are written, by level; their sizes are enough.
+
+    Raises:
+        UserError: an adapter belongs to no level that is written, or does not say to which of several that it fits.
+    """
+    return [each for each in adapters if level_of(each, models) == level]
+
+
+def level_of(each: Scaled, models: Mapping[int, nn.Module]) -> int:
+    """The level that an adapter belongs to; the arguments are :func:`for_level`'s."""
+    told = each.adapter.about.get("level")
+    if isinstance(told, int) and told in models:
+        return told
+    if isinstance(told, int):
+        raise UserError(
+            f"{each.adapter.path}: was trained for level {told}, which this run does not write (it writes "
+            f"{', '.join(map(str, sorted(models)))}): leave it out, or write that level"
+        )
+    fits = [level for level, model in models.items() if not problems_of(model, each.adapter)]
+    if len(fits) == 1 or len(models) == 1:
+        return fits[0] if fits else next(iter(models))
+    if not fits:
+        level = min(models)
+        raise UserError(_told(each.adapter, problems_of(models[level], each.adapter)))
+    raise UserError(
+        f"{each.adapter.path}: fits the priors of levels {', '.join(map(str, sorted(fits)))}, and does not say which "
+        "it is for: sample one level at a time (--levels_to_sample)"
+    )
+
+
+def problems_of(model: nn.Module, adapter: AdapterFile) -> list[str]:
+    """What of an adapter does not fit a model's shapes, in words; empty when all does."""
+    problems = files.fitting(model, adapter)[1]
+    embeddings = dict(_embeddings(model))
+    for key, (ids, values) in adapter.rows.items():
+        table = embeddings.get(key)
+        if table is None or table.weight.shape[1] != values.shape[1]:
+            problems.append(f"has rows of {key} that are {values.shape[1]} wide, which this model has not")
+        elif max(ids, default=0) >= len(table.weight) and not _vocabulary(adapter):
+            problems.append(f"has row {max(ids)} of {key}, which has {len(table.weight)} here")
+    if not _vocabulary(adapter):
+        problems += _whole(model, adapter)[1]
+    return problems
+
+
+def check(model: nn.Module, adapter: AdapterFile) -> None:
+    """Refuse an adapter of other shapes, or of another model's weights.
+
+    Raises:
+        UserError: in one line.
+    """
+    problems = problems_of(model, adapter)
+    if problems:
+        raise UserError(_told(adapter, problems))
+    base = adapter.about.get("base")
+    if base and not any(p.is_meta for p in model.parameters()):
+        own = files.model_digest(model)
+        if own != base:
+            raise UserError(
+                f"{adapter.path}: was trained on other weights ({base}) than these ({own}): give the model that it was "
+                "trained on (--restore_prior)"
+            )
+
+
+def _told(adapter: AdapterFile, problems: Sequence[str]) -> str:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{adapter.path}: does not fit this model: {problems[0]}{more}"
+
+
+@torch.no_grad()
+def apply(model: nn.Module, adapters: Sequence[Scaled]) -> None:
+    """Lay adapters over a plain model and merge them for good; what they add is added up, in float32, rounded once.
+
+    Raises:
+        UserError: one does not fit; the model is as it was then.
+    """
+    for each in adapters:
+        check(model, each.adapter)
+    for index, each in enumerate(adapters):
+        symbols = _vocabulary(each.adapter)
+        if symbols and isinstance(model, SongBloomPrior):
+            grow_vocabulary(model, symbols)
+        for key, place in files.fitting(model, each.adapter)[0].items():
+            entry = each.adapter.entries[key]
+            rank = len(entry.A)
+            alpha = entry.scale * each.scale * rank
+            low_rank = LowRank(place.inputs, place.rows, rank=rank, alpha=alpha, start=place.start)
+            low_rank.A.copy_(entry.A)
+            low_rank.B.copy_(entry.B)
+            add_adapter(model.get_submodule(place.module), f"{index}_{place.part}", low_rank)
+    bake(model)
+    for each in adapters:
+        embeddings = dict(_embeddings(model))
+        for key, (ids, values) in each.adapter.rows.items():
+            table = embeddings[key].weight.data
+            known = int(each.adapter.about.get("known_rows", len(table)))
+            rows = torch.tensor(ids, device=table.device)
+            scale = torch.where(rows < known, each.scale, 1.0)[:, None]  # a new row has nothing to lean on
+            table[rows] += (scale * (values.to(table) - table[rows])).to(table.dtype)
+        for name, value in _whole(model, each.adapter)[0].items():
+            weight = model.get_parameter(name).data
+            weight += each.scale * (value.to(weight) - weight)
+
+
+def with_scale(each: Scaled, scale: float) -> Scaled:
+    """The same adapter with another scale."""
+    return replace(each, scale=scale)
+
+
+def _vocabulary(adapter: AdapterFile) -> tuple[str, ...]:
+    return tuple(adapter.about.get("vocabulary") or ())
+
+
+def _embeddings(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Published name and module of every embedding."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, Embedding)):
+            for key in published_keys(model, f"{name}.weight"):
+                yield module_of(key), module
+
+
+def _whole(model: nn.Module, adapter: AdapterFile) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that a file holds whole by our names, and what does not fit, in words."""
+    if not adapter.full:
+        return {}, []
+    found: dict[str, Tensor] = {}
+    left = dict(adapter.full)
+    for name, parameter in model.named_parameters():
+        keys = list(published_keys(model, name, torch.empty(parameter.shape, device="meta")))
+        keys = [key for key in keys if key in left]
+        if keys:
+            parts = [left.pop(key).float() for key in keys]
+            value = torch.cat(parts) if len(parts) > 1 else parts[0]
+            found[name] = value.t() if keys[0].endswith(".w") else value
+            if found[name].shape != parameter.shape:
+                return {}, [f"{keys[0]} is {list(value.shape)} there and {list(parameter.shape)} in this model"]
+    return found, [f"has {key}, which this model has not" for key in left]

@@ -1,0 +1,97 @@
+"""Lyric tables for more symbols: new rows start from those that sound alike, and only they need be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from songbloom.errors import UserError
+from songbloom.lyrics.phoneme_vocabulary import starting_rows
+from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.published.songbloom.prior import vocabulary_settings
+from songbloom.transformer.lora import Rows, add_rows
+
+ROWS = ("auto", "none", "all")
+
+
+def grow_vocabulary(prior: SongBloomPrior, symbols: Sequence[str]) -> None:
+    """Give a prior's lyric table a row for each of ``symbols``; those after its last are zeros for now.
+
+    Raises:
+        UserError: there are fewer symbols than rows.
+    """
+    table = prior.lyrics.tokens.weight
+    known, width = table.shape
+    if len(symbols) < known:
+        raise UserError(f"the vocabulary has {len(symbols)} symbols, and this prior knows {known}: take a larger one")
+    if len(symbols) > known:
+        more = table.new_zeros(len(symbols) - known, width)
+        prior.lyrics.tokens.weight = nn.Parameter(torch.cat([table.detach(), more]), requires_grad=table.requires_grad)
+    prior.config = replace(prior.config, **vocabulary_settings(tuple(symbols)))
+    prior.lyrics.config = prior.config
+
+
+def started_rows(
+    table: Tensor, known: Sequence[str], wanted: Sequence[str], *, learned: bool
+) -> tuple[list[int], Tensor]:
+    """Which rows of a lyric table begin elsewhere than they are, and as what.
+
+    Args:
+        table: ``[>= len(known), W]``, trained.
+        known: the symbols that it was trained with.
+        wanted: the symbols that it is to have.
+        learned: all known rows have been trained. No published model has learned those that only Japanese has.
+
+    Returns:
+        Ids in ``wanted``, and their first values ``[ids, W]``: the mean of the nearest symbols' rows (a symbol without
+        relations begins as the mean of all rows).
+    """
+    ids, values = [], []
+    for row, sources in starting_rows(known, wanted).items():
+        if sources == (row,) or (learned and row < len(known)):
+            continue
+        ids.append(row)
+        values.append(table[list(sources)].mean(0) if sources else table[: len(known)].mean(0))
+    return ids, torch.stack(values) if values else table.new_zeros(0, table.shape[1])
+
+
+def train_words(
+    prior: SongBloomPrior, known: Sequence[str], wanted: Sequence[str], rows: str = "auto", *, learned: bool = True
+) -> Rows | None:
+    """Grow a prior's lyric table to ``wanted`` symbols and let rows of it be trained beside the table.
+
+    Args:
+        prior: with the weights of training with ``known`` symbols.
+        known, wanted: vocabularies; the rows of symbols that both have at one place stay where they are.
+        rows: ``auto`` trains new symbols, and those that were not learned; ``all`` every row; ``none`` leaves new
+            rows as they start.
+        learned: all known rows have been trained, as in a model of one's own; False for published models.
+
+    Raises:
+        UserError: another choice, or a smaller vocabulary.
+    """
+    if rows not in ROWS:
+        raise UserError(f"--lora_train_rows={rows}: it must be one of {', '.join(ROWS)}")
+    before = prior.lyrics.tokens.weight.detach().clone()
+    if list(wanted[: len(known)]) != list(known):
+        raise UserError(
+            "the vocabulary does not begin with the symbols that this prior was trained with: take one that does"
+        )
+    ids, values = started_rows(before, known, wanted, learned=learned)
+    grow_vocabulary(prior, wanted)
+    table = prior.lyrics.tokens.weight
+    if rows == "none":
+        new = [index for index, row in enumerate(ids) if row >= len(known)]
+        with torch.no_grad():
+            table[[ids[index] for index in new]] = values[new]
+        return None
+    if rows == "all":
+        started = torch.cat([before, before.new_zeros(len(wanted) - len(before), before.shape[1])])
+        started[ids] = values
+        ids, values = list(range(len(wanted))), started
+    if not ids:
+        return None
+    return add_rows(prior.lyrics.tokens, torch.tensor(ids, dtype=torch.int64), values)
