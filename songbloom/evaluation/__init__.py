@@ -1,0 +1,1 @@
+"""Is it singing, and what: a phoneme recogniser, distances between sounds and between sets of them, pitch."""

@@ -1,0 +1,145 @@
+"""Hearing a model learn to sing: fixed lyrics, sampled every so many steps, listened to and logged.
+
+«No vocals» shows after one evaluation, not after seventy-five epochs::
+
+    probe = LyricProbe(["[verse]\\nさくらがさいた"], every=1000)
+    if probe.due(step):
+        values = probe.log(logger, step, sample, sample_rate)
+
+``sample(lyrics)`` gives audio ``[N, T, C]`` of the model, one item a song's words, drawn the same way every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from songbloom.evaluation import phonemes
+from songbloom.evaluation.listening import PRESENT
+from songbloom.evaluation.recogniser import Recogniser, load_recogniser
+
+if TYPE_CHECKING:
+    from songbloom.training.logger import Logger
+
+Sample = Callable[[Sequence[str]], Tensor]
+
+
+class Sung:
+    """What was heard of sampled items.
+
+    Attributes:
+        heard: phonemes of each item.
+        voice: share of frames with a voice, of each item.
+        scores: against each item's words; None where it has none.
+    """
+
+    def __init__(
+        self, heard: list[tuple[str, ...]], voice: list[float], scores: list[phonemes.PhonemeScore | None]
+    ) -> None:
+        self.heard, self.voice, self.scores = heard, voice, scores
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Numbers to log: ``voice_presence`` and, where there are words, ``per``, ``per_shuffled`` and, where anything
+        is heard, ``per_part`` and ``per_part_shuffled``."""
+        values = {"voice_presence": float(np.mean(self.voice))}
+        known = [score for score in self.scores if score is not None]
+        if known:
+            whole = phonemes.together(known)
+            values |= {"per": whole.per, "per_shuffled": whole.per_shuffled}
+            if whole.per_part is not None and whole.per_part_shuffled is not None:
+                values |= {"per_part": whole.per_part, "per_part_shuffled": whole.per_part_shuffled}
+        return values
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        values = self.values
+        if values["voice_presence"] < PRESENT:
+            return "no vocals: nobody is heard singing in the samples"
+        line = f"a voice in {100 * values['voice_presence']:.0f} % of the samples"
+        if "per" in values:
+            line += f", phoneme error rate {values['per']:.2f} (shuffled lyrics: {values['per_shuffled']:.2f})"
+        return line
+
+
+def hear_samples(
+    audio: Tensor, sample_rate: int, lyrics: Sequence[str | None], recogniser: Recogniser | None = None
+) -> Sung:
+    """Listen to sampled items.
+
+    Args:
+        audio: ``[N, T, C]``.
+        sample_rate: of it, Hz.
+        lyrics: the words of each item, or None.
+        recogniser: who listens; the shipped one if none is given.
+    """
+    recogniser = recogniser or load_recogniser()
+    rate = recogniser.config.sample_rate
+    heard, voice, scores = [], [], []
+    mono = torch.nan_to_num(audio.detach().float()).clamp(-1, 1).mean(dim=2).cpu().numpy()
+    for samples, words in zip(mono, lyrics, strict=True):
+        sound = soxr.resample(samples, sample_rate, rate) if sample_rate != rate else samples
+        found = recogniser.hear(sound)
+        sung = phonemes.greedy(found.phonemes)
+        expected = phonemes.expected_phonemes(words) if words else ()
+        heard.append(sung)
+        voice.append(float((found.voice > 0.5).mean()) if len(found.voice) else 0.0)
+        scores.append(phonemes.score(sung, expected) if expected else None)
+    return Sung(heard, voice, scores)
+
+
+class LyricProbe:
+    """Samples fixed lyrics while a model trains, and says how well they are sung.
+
+    Args:
+        lyrics: words, one item each.
+        every: steps between probes.
+        recogniser: who listens; the shipped one if none is given.
+        tag: what the logged things are called.
+    """
+
+    def __init__(
+        self, lyrics: Sequence[str], *, every: int, recogniser: Recogniser | None = None, tag: str = "sung"
+    ) -> None:
+        if not lyrics or every < 1:
+            raise ValueError(f"{len(lyrics)} lyrics every {every} steps: give at least one of each")
+        self.lyrics, self.every, self.tag = list(lyrics), every, tag
+        self._recogniser = recogniser
+
+    def due(self, step: int) -> bool:
+        """Whether a probe is due after optimiser step ``step``."""
+        return step > 0 and step % self.every == 0
+
+    def log(self, logger: Logger | Any, step: int, sample: Sample, sample_rate: int) -> dict[str, float]:
+        """Sample, listen and log: sound and spectrogram of each item, its words, what was heard, and the numbers.
+
+        Args:
+            logger: a :class:`songbloom.training.logger.Logger`, or what has its ``audio``, ``text`` and ``scalars``.
+            step: optimiser step.
+            sample: lyrics → audio ``[N, T, C]``.
+            sample_rate: of that audio, Hz.
+
+        Returns:
+            :attr:`Sung.values`, also logged under ``{tag}/…``.
+        """
+        audio = sample(self.lyrics)
+        logger.audio(self.tag, audio, step)
+        sung = hear_samples(audio, sample_rate, self.lyrics, self._recogniser)
+        log_sung(logger, step, sung, self.lyrics, self.tag)
+        return sung.values
+
+
+def log_sung(logger: Logger | Any, step: int, sung: Sung, lyrics: Sequence[str | None], tag: str = "sung") -> None:
+    """Write what was heard: the numbers under ``{tag}/…``, a verdict, and each item's words and phonemes."""
+    logger.scalars({f"{tag}/{name}": value for name, value in sung.values.items()}, step)
+    logger.text(f"{tag}/verdict", sung.verdict, step)
+    for index, (words, heard, score) in enumerate(zip(lyrics, sung.heard, sung.scores, strict=True)):
+        rate = f"phoneme error rate {score.per:.2f}, shuffled {score.per_shuffled:.2f}" if score else "no words known"
+        shown = f"```\n{words or ''}\n```\n\nheard: {' '.join(heard) or 'nothing'}\n\n{rate}"
+        logger.text(f"{index}/{tag}", shown, step)
