@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["songbloom", "songbloom.*"]),
-    py_modules=["hparams", "make_models", "train", "sample", "align"],
+    py_modules=["hparams", "make_models", "train", "sample", "align", "evaluate"],
     package_data={
         "songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.gz", "**/*.npz", "**/*.cpp", "**/*.h"]
     },
