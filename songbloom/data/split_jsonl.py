@@ -56,8 +56,8 @@ def split_songs(
     songs = together(records, folder)
     if len(songs) < 2:
         raise UserError(
-            f"all {len(records)} lines are one song (by group, file or words), which cannot be divided; give validation "
-            "songs of their own, or another group to each song"
+            f"all {len(records)} lines are one song (by group, file or words), which cannot be divided; give "
+            "validation songs of their own, or another group to each song"
         )
     order = list(range(len(songs)))
     random.Random(seed).shuffle(order)

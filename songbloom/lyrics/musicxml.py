@@ -20,14 +20,18 @@ from songbloom.lyrics.timed_text import Builder, TimedText
 
 DEFAULT_TEMPO = 120.0
 """Quarter notes a minute where a score has no tempo."""
-_BREATHS = frozenset(("br", "息", "R", "-", ""))
+_BREATHS = frozenset(("br", "息", "R"))
+_HELD = frozenset(("-", ""))
+_LONG = ("ー", "－", "―")
 _BEATS = {"whole": 4.0, "half": 2.0, "quarter": 1.0, "eighth": 0.5, "16th": 0.25, "breve": 8.0}
 _VOICE_NAMES = ("vocal", "lead", "voice", "melody", "ボーカル", "歌")
 _SENTENCE_ENDS = "。！？!?"
 _MOST_BYTES = 64 << 20
 
 
-def read_musicxml(path: str | Path, *, part: str | None = None, repeats: bool = True) -> TimedText:
+def read_musicxml(
+    path: str | Path, *, part: str | None = None, repeats: bool = True, phrase_beats: float = 1.0
+) -> TimedText:
     """The words of one part and when they are sung.
 
     Args:
@@ -35,10 +39,11 @@ def read_musicxml(path: str | Path, *, part: str | None = None, repeats: bool = 
         part: the part's id or name; without it the one with the most words, a voice before an instrument.
         repeats: follow repeats and endings, with the verse whose number is that of the pass; without, each measure once
             and verse 1.
+        phrase_beats: a rest of so many beats ends a line.
 
     Returns:
-        Words with a line end after each sentence and at rests of a beat or more, and rehearsal marks that name a
-        section as structure tags.
+        Words with a line end after each sentence, at rests, breath marks and notes whose word is a breath (``br``,
+        ``息``), and where a repeat goes back; rehearsal marks that name a section as structure tags.
 
     Raises:
         UserError: with file and, where known, line: it is no MusicXML, or no part has words.
@@ -49,7 +54,7 @@ def read_musicxml(path: str | Path, *, part: str | None = None, repeats: bool = 
     chosen = _choose(parts, part, path)
     measures = max(len(p.measures) for p in parts)
     order = unrolled(parts, measures) if repeats else [(index, 1) for index in range(measures)]
-    timed = _sing(chosen, parts, order)
+    timed = _sing(chosen, parts, order, phrase_beats)
     if not timed.spans:
         raise UserError(f"{path}: part {chosen.name!r} has no words; is it the right score?")
     return timed
@@ -169,13 +174,24 @@ class _PartReader:
 
 def _note(element: Element, start: float, length: float) -> Note:
     words: dict[str, tuple[str, str]] = {}
+    breath = False
     for lyric in element.findall("lyric"):
         text = "".join(_lyric_texts(lyric))
-        if text.strip() not in _BREATHS:
+        breath = breath or text.strip() in _BREATHS
+        if text.strip() not in _BREATHS | _HELD:
             words.setdefault(lyric.get("number") or "1", (text.strip(), _syllabic(lyric)))
     is_rest = element.find("rest") is not None
     tied = any(tie.get("type") == "stop" for tie in element.findall("tie"))
-    return Note(start, length, is_rest, tied, element.findtext("voice") or "1", {} if is_rest else words)
+    return Note(
+        start,
+        length,
+        is_rest,
+        tied,
+        element.findtext("voice") or "1",
+        {} if is_rest else words,
+        breath=breath and not words,
+        ends_phrase=element.find("notations/articulations/breath-mark") is not None,
+    )
 
 
 def _lyric_texts(lyric: Element) -> Iterator[str]:
@@ -224,14 +240,18 @@ def _choose(parts: list[Part], wanted: str | None, path: Path) -> Part:
     return max(parts, key=rank)
 
 
-def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]]) -> TimedText:
+def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]], phrase_beats: float) -> TimedText:
     """Walk through the measures as they are played and note when each syllable is sung."""
-    singer = _Singer()
+    singer = _Singer(phrase_beats)
     now, tempo = 0.0, DEFAULT_TEMPO
     opening = [change for part in parts for measure in part.measures[:2] for change in measure.tempos if change[1] > 0]
     if opening:
         tempo = opening[0][1]  # a score may tell its tempo after an upbeat
+    before = -1
     for index, verse in order:
+        if index <= before:
+            singer.turn_back()
+        before = index
         here = [part.measures[index] for part in parts if index < len(part.measures)]
         changes = sorted(change for measure in here for change in measure.tempos if change[1] > 0)
         length = _length(here)
@@ -278,13 +298,15 @@ class _Clock:
 class _Singer:
     """Joins syllables to words and lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, phrase_beats: float) -> None:
         self.builder = Builder()
+        self._phrase_beats = phrase_beats
         self._voice: str | None = None
         self._end = 0.0
         self._within_word = False
         self._open = False  # the last syllable may be held by notes without words
         self._rest = 0.0
+        self._last = ""
 
     def mark(self, name: str) -> None:
         """A section's name above the staff."""
@@ -293,29 +315,39 @@ class _Singer:
             self._break()
             self.builder.add(tag + "\n")
 
+    def turn_back(self) -> None:
+        """A repeat begins again; what is sung there is another line."""
+        self._break()
+
     def note(self, note: Note, start: float, end: float, beat: float, verse: int) -> None:
         """One note or rest, ``start`` to ``end`` seconds; ``beat``: seconds of a quarter note there."""
-        if note.rest:
+        if note.rest or note.breath:
             if note.voice == self._voice and start >= self._end - 1e-6:
                 self._open = False
                 self._rest += end - start
-                if self._rest >= beat * 0.999:
+                if note.breath or self._rest >= beat * self._phrase_beats * 0.999:
                     self._break()
             return
         words = note.words.get(str(verse)) or note.words.get("1") or next(iter(note.words.values()), None)
-        if words is None:
+        if words is None or self._held(note, words[0]):
             if self._open and note.voice == self._voice and note.length and abs(start - self._end) < 0.02:
                 self.builder.stretch(end)  # tied, or a melisma
                 self._end = end
+                if note.ends_phrase:
+                    self._break()
             return
         text, syllabic = words
         if not self._within_word and not self.builder.ends_with("\n") and not _is_japanese(text):
             self.builder.add(" ")
         self.builder.add(text, start, end)
         self._within_word = syllabic in ("begin", "middle")
-        self._voice, self._end, self._open, self._rest = note.voice, end, True, 0.0
-        if text[-1] in _SENTENCE_ENDS:
+        self._voice, self._end, self._open, self._rest, self._last = note.voice, end, True, 0.0, text
+        if text[-1] in _SENTENCE_ENDS or note.ends_phrase:
             self._break()
+
+    def _held(self, note: Note, text: str) -> bool:
+        """Whether a note goes on with the syllable before, which some programs write under it once more."""
+        return note.tied and self._open and (text in _LONG or text == self._last)
 
     def _break(self) -> None:
         if not self.builder.ends_with("\n"):

@@ -13,7 +13,8 @@ class Note(NamedTuple):
     """A note or rest: ``start`` and ``length`` in quarter notes from the measure's start.
 
     ``tied``: it goes on from the note before. ``words``: verse number → syllable and its place in the word
-    (``single``, ``begin``, ``middle``, ``end``).
+    (``single``, ``begin``, ``middle``, ``end``). ``breath``: the singer breathes instead of singing it.
+    ``ends_phrase``: a breath mark stands behind it.
     """
 
     start: float
@@ -22,6 +23,8 @@ class Note(NamedTuple):
     tied: bool
     voice: str
     words: dict[str, tuple[str, str]]
+    breath: bool = False
+    ends_phrase: bool = False
 
 
 @dataclass

@@ -244,3 +244,42 @@ def test_scores_of_music21_are_read_or_have_no_words():
         assert all(end >= start >= 0 for start, end in timed.times), path
         assert [start for start, _ in timed.times] == sorted(start for start, _ in timed.times), path
     assert read_well >= 75
+
+
+BREATH_MARK = "<notations><articulations><breath-mark/></articulations></notations>"
+
+
+def test_breaths_end_a_line_and_hold_nothing(tmp_path: Path):
+    measures = (
+        note(words=lyric("さ")) + note(words=lyric("く"), more=BREATH_MARK),
+        note(words=lyric("ら")) + note(words=lyric("br")),
+        note(words=lyric("は")) + note(more=BREATH_MARK) + note(words=lyric("な")),
+    )
+    assert text_of(tmp_path, score(*measures)) == "さく\nら\nは\nな"
+    assert read(tmp_path, score(*measures))[2:] == [("ら", 2.0, 3.0), ("は", 4.0, 6.0), ("な", 6.0, 7.0)]
+
+
+def test_a_tied_note_whose_word_is_written_again(tmp_path: Path):
+    tie, stop = '<tie type="start"/>', '<tie type="stop"/>'
+    measures = (
+        note(words=lyric("か"), more=tie) + note(words=lyric("ー"), more=stop),
+        note(words=lyric("ぜ"), more=tie) + note(words=lyric("ぜ"), more=stop) + note(words=lyric("ー")),
+    )
+    # a tied ー is the same tone; one with a tone of its own is sung
+    assert read(tmp_path, score(*measures)) == [("か", 0.0, 2.0), ("ぜ", 2.0, 4.0), ("ー", 4.0, 5.0)]
+
+
+def test_sokuon_and_long_vowels_on_notes_of_their_own(tmp_path: Path):
+    words = [*"さっぽろ", *"コーヒー"]
+    assert text_of(tmp_path, score("".join(note(length=1, words=lyric(word)) for word in words))) == "さっぽろコーヒー"
+    assert text_of(tmp_path, score(note(words=lyric("さっ")) + note(words=lyric("ぽ")))) == "さっぽ"
+
+
+def test_a_repeat_begins_a_line(tmp_path: Path):
+    assert text_of(tmp_path, score(note(words=lyric("a") + lyric("b", 2)) + repeat("backward"))) == "a\nb"
+
+
+def test_rests_that_end_a_line(tmp_path: Path):
+    path = tmp_path / "a.musicxml"
+    path.write_text(score(note(words=lyric("か")) + note("R", 2) + note(words=lyric("ぜ"))), encoding="utf-8")
+    assert [read_musicxml(path, phrase_beats=beats).text for beats in (0.5, 1.0, 2.0)] == ["か\nぜ", "か\nぜ", "かぜ"]
