@@ -359,7 +359,7 @@ TASK = group(
     "task",
     "Ours: what is trained, and for how long",
     vq=Knob(False, "Train the codec, with --vae a VAE (what happens anyway without --prior)"),
-    lora=Knob(False, "Train low-rank adapters only (not available yet)"),
+    lora=Knob(False, "Train low-rank adapters of the prior --restore_prior, and leave its weights (docs/lora.md)"),
     train_steps=Knob(0, "Stop, with a checkpoint, at this optimiser step; 0: no limit", minimum=0),
     budget_minutes=Knob(
         0.0,
@@ -367,10 +367,34 @@ TASK = group(
         minimum=0,
     ),
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
+    eval_iters=Knob(0, "Steps from one evaluation (--test) to the next; 0: after each epoch", minimum=0),
     checkpoint_minutes=Knob(
         10.0, "Also write checkpoint_latest whenever so many minutes have passed; 0: never", minimum=0
     ),
+    save_epochs=Knob(0, "Also keep a numbered checkpoint after every so many passes; 0: none", minimum=0),
     keep_checkpoints=Knob(0, "Numbered checkpoints kept, the newest; 0: all", minimum=0),
+)
+
+LORA = group(
+    "lora",
+    "Ours: low-rank adapters (docs/lora.md)",
+    use_lora=Knob(False, "The same as --lora"),
+    restore_lora=Knob("", "Adapter to train on from: a folder of ours or of peft's, or the folder of a run"),
+    lora_rank=Knob(16, "Rank of each adapter", minimum=1),
+    lora_alpha=Knob(32.0, "What an adapter adds is scaled by lora_alpha / lora_rank", minimum=0),
+    lora_dropout=Knob(0.05, "Dropout on an adapter's input", minimum=0, below=1),
+    lora_target_modules=Knob(
+        "q_proj,v_proj",
+        "Layers that get adapters, comma separated: words of their names, patterns with * ? [, re:EXPRESSION, or "
+        "all-linear",
+    ),
+    lora_train_all=Knob(False, "Train everything that has no adapter, too; only matrices with adapters stay"),
+    lora_train_rows=Knob(
+        "auto",
+        "Rows of a SongBloom prior's lyric table that are trained: those of new symbols and of symbols that the "
+        "published models have not learned, all, or none",
+        choices=("auto", "all", "none"),
+    ),
 )
 
 SOURCES = group(
@@ -410,6 +434,59 @@ VAE = group(
     vae_discriminator_lr=Knob(0.0, "Peak learning rate of the discriminator; 0: that of the VAE", minimum=0),
     vae_discriminator_width=Knob(64, "Channels of the discriminator's layers", minimum=1),
     vae_discriminator_n_fft=Knob((2048, 1024, 512, 256, 128), "FFT sizes that the discriminator looks at", minimum=4),
+)
+
+SKETCH = group(
+    "sketch",
+    "Ours: the sketch codebook, which the SongBloom family's language model writes codes of (docs/sketch.md)",
+    sketch=Knob(False, "The codec is a sketch codebook: with --vq it is trained on --data_jsonl or --audio_files_dir"),
+    sketch_features=Knob(
+        "", "Features that it is made for: builtin, muq or muq_package; empty: muq if --sketch_muq_path is given"
+    ),
+    sketch_muq_path=Knob("", "Folder of MuQ's weights, with config.json; for muq_package a hub name works too"),
+    sketch_muq_layer=Knob(-1, "Which of MuQ's layers; -1 is the last"),
+    sketch_width=Knob(0, "Numbers of a feature, if they are to be checked; 0: as the features have it", minimum=0),
+    sketch_codes=Knob(16384, "Vectors of the codebook; l_bins of the prior must be the same", minimum=2),
+    sketch_distance=Knob("euclidean", "How features are compared with them", choices=("euclidean", "cosine")),
+    sketch_normalisation=Knob(
+        "",
+        "Features before that: as they are, by mean and spread of the first batch, or each frame by its own; empty: "
+        "none for built-in features, else standard",
+        choices=("", "none", "standard", "layer"),
+    ),
+    sketch_decay=Knob(0.99, "What the codebook's moving averages keep a step", minimum=0, below=1),
+    sketch_start_rows=Knob(0, "Frames gathered for the k-means start; 0: twice the codes", minimum=0),
+    sketch_start_rounds=Knob(10, "Rounds of k-means", minimum=0),
+    sketch_start_step=Knob(
+        500, "Steps that a network of built-in features (sketch_hidden) learns before frames are gathered", minimum=0
+    ),
+    sketch_revival=Knob(
+        0.1, "A code used less than this share of an even use starts again at a frame of the batch", minimum=0, below=1
+    ),
+    sketch_commit=Knob(0.25, "Weight of how far a network's features lie from their codes", minimum=0),
+    sketch_pitch=Knob(1.0, "Weight of the pitches against the shape of the spectrum in the loss", minimum=0),
+    sketch_gain=Knob(12.0, "A network's examples are made louder or softer by up to so many decibels", minimum=0),
+    sketch_decoder=Knob(128, "Channels of the decoder that tells what codes hold, and trains a network", minimum=1),
+    sketch_sr=Knob(24000, "Sample rate that built-in features hear, in Hz; a multiple of 100", minimum=4000),
+    sketch_bands=Knob(64, "Mel bands of their view of the spectrum's shape", minimum=1),
+    sketch_cepstra=Knob(13, "Cepstral numbers that are kept of it; more of them tell pitch as well", minimum=1),
+    sketch_words=Knob(0.85, "Weight of these numbers against the pitches in a feature", minimum=0),
+    sketch_n_fft=Knob(1024, "FFT size of that view", minimum=2),
+    sketch_pitch_n_fft=Knob(4096, "FFT size of the view of pitches", minimum=2),
+    sketch_lowest_pitch=Knob(65.41, "Lowest pitch, in Hz", minimum=1),
+    sketch_octaves=Knob(5, "Octaves above it that are heard, in quarter tones", minimum=1),
+    sketch_hidden=Knob(0, "Channels of a network that learns to add to the features; 0: none", minimum=0),
+    sketch_dilations=Knob((1, 2, 4), "Dilations of its residual units", minimum=1),
+    sketch_output=Knob("", "Where the codebook's file is written; empty: sketch_codebook.pt in the run's folder"),
+    recover_from=Knob(
+        "",
+        "Instead of training, recover the codebook that this model was trained with, from songs of its own: a name in "
+        "MODELS, such as songbloom_150s (docs/sketch.md)",
+    ),
+    recover_tokens=Knob("", "Recover from songs that are there: a folder of audio files, each with its codes beside"),
+    recover_songs=Knob(16, "Songs that it writes for that; one in five is kept to test what is recovered", minimum=2),
+    recover_seconds=Knob(30.0, "Their length", minimum=1),
+    recover_steps=Knob(0, "Steps of their diffusion; 0: as the model does", minimum=0),
 )
 
 SONGBLOOM = group(
@@ -490,9 +567,11 @@ SONGBLOOM_DATA = group(
     rebuild_cache=Knob(False, "Make what the cache holds anew"),
     cache_dir=Knob("", "Folder of that cache; empty: $SONGBLOOM_CACHE/training"),
     cache_only=Knob(False, "Fill the cache and stop"),
-    init_from_pretrained=Knob(False, "Begin with the set's published weights; else only if --restore_prior names some"),
-    allow_meaningless_sketch=Knob(
-        False, "Train on although a pretrained model's loss on these sketch codes is that of chance"
+    init_from_pretrained=Knob(
+        None,
+        "Begin with the weights that the set or --restore_prior names, which must be; off: from scratch; None: with "
+        "them where there are any",
+        kind="bool",
     ),
 )
 
@@ -555,7 +634,7 @@ MACHINE = group(
     port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
 )
 
-OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, SONGBLOOM, SONGBLOOM_DATA, WANDB, LABELS, MACHINE)
+OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, SKETCH, SONGBLOOM, SONGBLOOM_DATA, WANDB, LABELS, MACHINE)
 
 KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
 DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
@@ -568,6 +647,24 @@ TRAIN_COMMAND = group(
     print_hps=Knob(False, "Print the merged hyperparameters and where each value came from, and stop"),
     help=Knob(False, "Print this, and stop"),
 )
+
+# Names that other trainers of sketch codebooks give to options: name → (our key, how many of theirs make one of ours).
+OTHER_NAMES: dict[str, tuple[str, float]] = {
+    "data_dir": ("audio_files_dir", 0),
+    "output": ("sketch_output", 0),
+    "output_path": ("sketch_output", 0),
+    "muq_model_id": ("sketch_muq_path", 0),
+    "model_id": ("sketch_muq_path", 0),
+    "muq_sr": ("sr", 0),
+    "embedding_dim": ("sketch_width", 0),
+    "codebook_size": ("sketch_codes", 0),
+    "decay": ("sketch_decay", 0),
+    "commitment_weight": ("sketch_commit", 0),
+    "chunk_size": ("sample_length_in_seconds", 25),
+    "min_frames": ("min_duration", 25),
+    "save_every": ("save_epochs", 0),
+    "steps": ("train_steps", 0),
+}
 
 # Functions that know a song's metadata, for --get_metadata: name → function(path, test) → (artist, genre, lyrics). Add
 # yours here or at the end of this file, METADATA_HOOKS["mine"] = my_function, or name it on the command line.
@@ -1008,8 +1105,30 @@ HPARAMS_REGISTRY["small_songbloom"] = Hyperparams(
         mu=0.999,
         weight_decay=0.01,
         restore_vae="logs/small_vae/checkpoint_latest.pth.tar",
-        restore_sketch="logs/sketch_vq/sketch_codebook.pt",
+        restore_sketch="logs/small_sketch/sketch_codebook.pt",
     )
+)
+# Codebooks of sketches. A code should be used some twenty times in what the moving averages remember, which is
+# bs * frames / (1 - sketch_decay) frames.
+HPARAMS_REGISTRY["sketch_vq"] = Hyperparams(
+    sketch=True,
+    sr=24000,
+    sample_length_in_seconds=10,
+    bs=16,
+    labels=False,
+    ema=False,
+    aug_shift=True,
+    lr=0.001,
+    lr_warmup=20.0,
+    sketch_codes=16384,
+    sketch_start_rows=65536,  # 44 minutes of song
+)
+HPARAMS_REGISTRY["small_sketch"] = Hyperparams(
+    HPARAMS_REGISTRY["sketch_vq"] | Hyperparams(sketch_codes=1024, sketch_start_rows=16384, bs=8)
+)
+HPARAMS_REGISTRY["demo_sketch"] = Hyperparams(
+    HPARAMS_REGISTRY["sketch_vq"]
+    | Hyperparams(sketch_codes=256, sketch_start_rows=12800, sketch_decoder=64, bs=8, sample_length_in_seconds=4)
 )
 # The demo's: minutes on two CPU cores, after a VAE and a codebook that take minutes too. Segments of 7.7 s, 12 patches.
 HPARAMS_REGISTRY["demo_vae"] = Hyperparams(
@@ -1081,6 +1200,27 @@ HPARAMS_REGISTRY["tiny_vae"] = Hyperparams(
 HPARAMS_REGISTRY["tiny_songbloom_vae"] = Hyperparams(
     HPARAMS_REGISTRY["tiny_vae"]
     | Hyperparams(sample_length=4 * 320, vae_multipliers=(1, 2, 2), vae_strides=(4, 8, 10), vae_dilations=(1,))
+)
+HPARAMS_REGISTRY["tiny_sketch"] = Hyperparams(
+    sketch=True,
+    sr=8000,
+    sample_length_in_seconds=1,
+    bs=2,
+    nworkers=0,
+    labels=False,
+    ema=False,
+    lr=0.003,
+    lr_warmup=0.0,
+    sketch_codes=16,
+    sketch_start_rows=100,
+    sketch_start_step=0,
+    sketch_decoder=8,
+    sketch_sr=8000,
+    sketch_bands=16,
+    sketch_cepstra=8,
+    sketch_n_fft=256,
+    sketch_pitch_n_fft=1024,
+    sketch_octaves=4,
 )
 HPARAMS_REGISTRY["tiny_songbloom"] = Hyperparams(
     HPARAMS_REGISTRY["tiny_songbloom_vae"]
@@ -1174,12 +1314,14 @@ def check(hps: Mapping[str, Any]) -> None:
     sizes = ("multispec_loss_n_fft", "multispec_loss_hop_length", "multispec_loss_window_size")
     if len({len(hps[key]) for key in sizes}) > 1:
         raise UserError(f"{', '.join(sizes)} need equally many values")
-    if hps["lora"]:
-        raise UserError("--lora is not available yet: train the whole model without it")
+    if hps["lora"] or hps["use_lora"]:
+        check_lora(hps)
     if hps["lr_use_linear_decay"] and hps["lr_use_cosine_decay"]:
         raise UserError("--lr_use_linear_decay and --lr_use_cosine_decay exclude each other: give one")
     if hps["vae"]:
         check_vae(hps)
+    if hps["sketch"]:
+        check_sketch(hps)
     if hps["vq"] and hps["prior"]:
         raise UserError("--vq trains the codec and --prior a prior: give one of them")
     if hps["songbloom"]:
@@ -1196,6 +1338,14 @@ def check(hps: Mapping[str, Any]) -> None:
         metadata_hook(hps["get_metadata"])
 
 
+def check_lora(hps: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that training adapters must pass."""
+    if hps["vq"]:
+        raise UserError("--lora adapts a prior, and --vq trains a codec: give one of them")
+    if not hps["restore_prior"]:
+        raise UserError("--lora needs the weights that are adapted: give --restore_prior=FILE")
+
+
 def check_vae(hps: Mapping[str, Any]) -> None:
     """The part of :func:`check` that a VAE must pass."""
     from songbloom.vae.config import VAEConfig
@@ -1205,6 +1355,22 @@ def check_vae(hps: Mapping[str, Any]) -> None:
         raise UserError("--prior with --vae: a prior models the codes of a VQ-VAE; leave out one of the two")
     if hps["restore_vqvae"]:
         raise UserError("--restore_vqvae with --vae: weights of a VAE are named by --restore_vae")
+
+
+def check_sketch(hps: Mapping[str, Any]) -> None:
+    """The part of :func:`check` that a sketch codebook's training must pass."""
+    from songbloom.sketch.builtin import BuiltinConfig
+    from songbloom.sketch.training import SketchVQConfig
+
+    SketchVQConfig.from_hps(hps)
+    BuiltinConfig.from_hps(hps)
+    if hps["prior"] or hps["vae"]:
+        other = "--prior" if hps["prior"] else "--vae"
+        raise UserError(f"{other} with a sketch codebook's set: a run trains one thing; leave out one of the two")
+    if hps["labels"]:
+        raise UserError("labels=True: a sketch codebook hears audio alone; --labels=False")
+    if hps["ema"]:
+        raise UserError("--ema: averaged weights don't fit a codebook that follows the raw ones; leave it out")
 
 
 def check_songbloom(hps: Mapping[str, Any]) -> None:
@@ -1262,7 +1428,7 @@ def training_command(arguments: Sequence[str]) -> Command:
         UserError: whatever a person mistyped, in one line.
     """
     knobs = Knobs(TRAIN_COMMAND, *KNOBS.groups)
-    options = knobs.parse(arguments)
+    options = knobs.parse(renamed(arguments))
     if options.get("help"):
         usage = "usage: python train.py --hps=NAMES --name=NAME [--key=value | --key value | --flag | --no-flag] …"
         return Command(setup_hparams(""), knobs.help(usage, "sets: " + ", ".join(HPARAMS_REGISTRY)))
@@ -1276,6 +1442,32 @@ def training_command(arguments: Sequence[str]) -> Command:
     if not hps.name:
         raise UserError("the run needs a name: give --name=NAME; checkpoints and logs go to logs/NAME")
     return Command(hps, notices=KNOBS.notices(hps))
+
+
+def renamed(arguments: Sequence[str]) -> list[str]:
+    """A command line with our keys in place of :data:`OTHER_NAMES`; frames become seconds."""
+    made, factor = [], 0.0
+    for word in arguments:
+        name, equals, text = word.removeprefix("--").partition("=")
+        key, its_factor = OTHER_NAMES.get(name.replace("-", "_"), ("", 0.0)) if word.startswith("--") else ("", 0.0)
+        if not key and word.startswith("--"):
+            made.append(word)
+            factor = 0.0
+        elif not key:
+            made.append(_scaled(word, factor))
+            factor = 0.0
+        else:
+            made.append(f"--{key}" + (f"={_scaled(text, its_factor)}" if equals else ""))
+            factor = 0.0 if equals else its_factor
+    return made
+
+
+def _scaled(text: str, factor: float) -> str:
+    """A number divided by ``factor``, if that isn't 0; what is no number stays, to be told by the parser."""
+    try:
+        return f"{float(text) / factor:.10g}" if factor else text
+    except ValueError:
+        return text
 
 
 REFERENCE_PAGE = Path(__file__).parent / "docs" / "hyperparameters.md"

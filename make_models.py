@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "songbloom_150s": ("songbloom_vae", "sketch_vq", "songbloom_150s"),
     "songbloom_150s_dpo": ("songbloom_vae", "sketch_vq", "songbloom_150s_dpo"),
     "songbloom_240s": ("songbloom_vae", "sketch_vq", "songbloom_240s"),
-    "small_songbloom": ("small_vae", "sketch_vq", "small_songbloom"),
+    "small_songbloom": ("small_vae", "small_sketch", "small_songbloom"),
     "demo_songbloom": ("demo_vae", "demo_sketch", "demo_songbloom"),
     "tiny_songbloom": ("tiny_songbloom_vae", "tiny_sketch", "tiny_songbloom"),
 }

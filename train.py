@@ -32,6 +32,7 @@ from songbloom.training.labelling import complete_labels, complete_vocabulary, l
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
 from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
+from songbloom.training.sketch import SketchTask, make_sketch
 from songbloom.training.state import TrainingState, rank_seed
 from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
@@ -88,8 +89,8 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
 
 
 def kind_of(hps: Hyperparams) -> str:
-    """What is trained: ``"prior"``, ``"vae"`` or ``"vqvae"``; the word that its checkpoints carry."""
-    return "prior" if hps.prior else "vae" if hps.vae else "vqvae"
+    """What is trained: ``"prior"``, ``"vae"``, ``"sketch"`` or ``"vqvae"``; the word that its checkpoints carry."""
+    return "prior" if hps.prior else "vae" if hps.vae else "sketch" if hps.sketch else "vqvae"
 
 
 def find_labels(hps: Hyperparams, beginning: Beginning, hook: Hook | None) -> None:
@@ -119,6 +120,10 @@ def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> T
     trained = hps.copy()
     if beginning.content is not None:
         trained[restore_key(kind_of(hps))] = ""
+    if kind_of(hps) == "sketch":
+        sketch = make_sketch(hps, device)
+        hps.sample_length = sketch.sample_length
+        return SketchTask(sketch, hps)
     if kind_of(hps) == "vae":
         vae = make_vae(trained, device)
         hps.sample_length = vae.sample_length

@@ -526,6 +526,12 @@ VAE_ARCHITECTURE = (
     *("sr", "vae_channels", "vae_width", "vae_multipliers", "vae_strides", "vae_dilations", "vae_latent_dim"),
     "vae_final_tanh",
 )
+SKETCH_ARCHITECTURE = (
+    *("sketch_features", "sketch_muq_layer", "sketch_codes", "sketch_distance", "sketch_normalisation"),
+    *("sketch_decoder", "sketch_sr", "sketch_bands", "sketch_cepstra", "sketch_words", "sketch_n_fft"),
+    *("sketch_pitch_n_fft", "sketch_lowest_pitch", "sketch_octaves", "sketch_hidden", "sketch_dilations"),
+)
+LORA_ARCHITECTURE = ("lora_rank", "lora_alpha", "lora_target_modules", "lora_train_all", "lora_train_rows")
 DISCRIMINATOR_ARCHITECTURE = ("vae_discriminator_width", "vae_discriminator_n_fft")
 PRIOR_ARCHITECTURE = (
     *("sr", "levels", "downs_t", "strides_t", "l_bins", "level", "n_ctx", "prior_width", "prior_depth", "heads"),
@@ -570,8 +576,12 @@ def architecture_keys(kind: str, hps: Mapping[str, Any]) -> tuple[str, ...]:
         return CODEC_ARCHITECTURE
     if kind == "vae":
         return VAE_ARCHITECTURE
+    if kind == "sketch":
+        return SKETCH_ARCHITECTURE
     if kind == "discriminator":
         return DISCRIMINATOR_ARCHITECTURE
+    if kind == "lora":
+        return LORA_ARCHITECTURE + architecture_keys("prior", hps)
     if hps.get("songbloom"):
         return SONGBLOOM_ARCHITECTURE
     keys: tuple[str, ...] = PRIOR_ARCHITECTURE

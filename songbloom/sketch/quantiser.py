@@ -101,6 +101,11 @@ class Quantiser(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, width), persistent=False)
         self.register_buffer("uses", torch.zeros(codes), persistent=False)
 
+    @property
+    def gathered(self) -> int:
+        """Rows that wait for the start."""
+        return sum(map(len, self.waiting))
+
     def project(self, rows: Tensor) -> Tensor:
         """Rows as they are compared: of length 1 for ``cosine``."""
         return F.normalize(rows.float(), dim=-1) if self.distance == "cosine" else rows.float()
@@ -138,7 +143,7 @@ class Quantiser(nn.Module):
         if not everybody.isfinite().all():
             return  # an overflowed batch, whose step is skipped anyway
         self.waiting.append(everybody.clone())
-        if sum(map(len, self.waiting)) >= self.start_rows:
+        if self.gathered >= self.start_rows:
             self._start(torch.cat(self.waiting), sum(shares))
             self.waiting = []
 

@@ -42,7 +42,7 @@ class SketchVQConfig:
         sr: sample rate of the audio that comes in, Hz.
         sample_length: samples of one training example (0: by ``sample_length_in_seconds``).
         sample_length_in_seconds: the same in seconds, cut to whole frames.
-        sketch_features: name of the features.
+        sketch_features: name of the features; empty: the built-in ones.
         sketch_codes: vectors of the codebook; the model's table must have as many.
         sketch_distance: ``cosine``, or ``euclidean``.
         sketch_normalisation: ``none``, ``standard`` (mean 0 and spread 1 over the first batches), ``layer`` (each frame
@@ -66,7 +66,7 @@ class SketchVQConfig:
     sr: int = 24000
     sample_length: int = 0
     sample_length_in_seconds: float = 4.0
-    sketch_features: str = "builtin"
+    sketch_features: str = ""
     sketch_codes: int = 16384
     sketch_distance: str = "euclidean"
     sketch_normalisation: str = ""
@@ -98,8 +98,14 @@ class SketchVQConfig:
 
     @classmethod
     def from_hps(cls, mapping: Mapping[str, Any]) -> SketchVQConfig:
-        """Take what the training needs from any mapping of hyperparameters, defaults for what isn't there."""
-        return cls(**fields_from(cls, mapping))
+        """Take what the training needs from any mapping of hyperparameters, defaults for what isn't there.
+
+        Without a name the features are MuQ's if ``sketch_muq_path`` says where it is.
+        """
+        values = fields_from(cls, mapping)
+        if not values.get("sketch_features") and mapping.get("sketch_muq_path"):
+            values["sketch_features"] = "muq"
+        return cls(**values)
 
     @property
     def samples(self) -> int:
@@ -111,7 +117,7 @@ class SketchVQConfig:
     @property
     def is_builtin(self) -> bool:
         """Whether the features are the built-in ones."""
-        return self.sketch_features == BuiltinFeatures.name
+        return self.sketch_features in ("", BuiltinFeatures.name)
 
     @property
     def normalisation(self) -> str:
@@ -177,6 +183,7 @@ class SketchVQ(nn.Module):
         self.views = made.views if isinstance(made, BuiltinFeatures) else Views(self.builtin)
         self.decoder = Decoder(made.width, config.sketch_decoder, self.builtin.view_width)
         reset(self.decoder, generator)
+        nn.init.zeros_(self.decoder.output.weight)
         self.quantiser = Quantiser(
             config.sketch_codes,
             made.width,
@@ -290,10 +297,10 @@ class SketchVQ(nn.Module):
             UserError: it has not started yet.
         """
         if not self.quantiser.ready:
-            have = sum(map(len, self.quantiser.waiting))
+            have, wanted = self.quantiser.gathered, self.quantiser.start_rows
             raise UserError(
-                f"the sketch codebook has not started: {have} of {self.quantiser.start_rows} frames for its k-means "
-                "are gathered; train longer, or set sketch_start_rows or sketch_codes lower"
+                f"the sketch codebook has not started: {have} of {wanted} frames for its k-means are gathered; "
+                "train longer, or set sketch_start_rows or sketch_codes lower"
             )
         standard = self.config.normalisation == "standard"
         uses = self.quantiser.uses

@@ -114,7 +114,10 @@ class Trainer:
             else:
                 state.position.epoch += 1
                 state.position.batch = 0
-                if self.hps["test"] and state.position.epoch < self.hps["epochs"]:
+                every = self.hps["save_epochs"]
+                if self.hps["save"] and every and state.position.epoch % every == 0:
+                    self._save(numbered=True)
+                if self.hps["test"] and not self.hps["eval_iters"] and state.position.epoch < self.hps["epochs"]:
                     self._evaluate()
         self._end(batch)
 
@@ -151,7 +154,7 @@ class Trainer:
             batches = iter(loader)
             first = list(itertools.islice(batches, 1))
         for items in itertools.chain(first, batches):
-            yield Batch.of(items, self.world.device)
+            yield self.task.batch_of(items, self.world.device)
         replaced = int(distributed.all_reduce_(torch.tensor(loader.replaced, device=self.world.device)))
         if replaced:
             self.progress.say(f"epoch {epoch}: {replaced} chunks could not be read; others stood in")
@@ -254,6 +257,8 @@ class Trainer:
         if step % hps["log_steps"] == 0:
             self._log(batch)
         over = self._is_over()
+        if hps["test"] and hps["eval_iters"] and step % hps["eval_iters"] == 0 and not over:
+            self._evaluate()
         numbered = step % hps["save_iters"] == 0
         if hps["save"] and (numbered or save_due):
             self._save(numbered=numbered)
@@ -297,7 +302,7 @@ class Trainer:
 
     def _examples(self, batch: Batch, *, samples: bool) -> None:
         """Log inputs, reconstructions and, if ``samples``, new items, all with averaged weights (rank 0)."""
-        with evaluating(self.task), self._averaged():
+        with evaluating(self.task), self._averaged(), self.task.merged():
             if self.world.is_main:
                 self.task.log_inputs(self.logger, self.state.step, batch)
                 if samples:

@@ -19,7 +19,7 @@ from songbloom.hyperparams import compare_architecture
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
 
-WORDS = {"vqvae": "a codec", "vae": "a VAE", "prior": "a prior"}
+WORDS = {"vqvae": "a codec", "vae": "a VAE", "sketch": "a sketch codebook", "prior": "a prior"}
 
 
 @dataclass
@@ -123,7 +123,7 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
     source = beginning.path
     if content is None:
         given = state.hps[restore_key(state.task.kind)]
-        if not given:
+        if not given or state.task.lora is not None:  # an adapter's numbers are there already
             return
         source = named(given)
         content = checkpoint.load(source, verify=False, mmap=True)

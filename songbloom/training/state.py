@@ -7,6 +7,7 @@ of every rank, the place in the data, and the averages of metrics not yet logged
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class TrainingState:
             "format": checkpoint.FORMAT,
             "kind": self.task.kind,
             "hps": dict(self.hps),
-            "model": self.task.model.state_dict(),
+            "model": self.task.weights(),
             "ema": self._averaged_weights(),
             "codebook": self.task.codebook_state(),
             "optimizer": self.adam.state_dict(),
@@ -122,13 +123,17 @@ class TrainingState:
         content = self.content()
         if distributed.world().is_main:
             checkpoint.save_in_run(folder, content, keep=int(self.hps["keep_checkpoints"]), numbered=numbered)
+            self.task.save_beside(folder)
+            if self.task.lora is not None:
+                with self.average.averaged() if self.average is not None else nullcontext():
+                    self.task.lora.export(folder, self.step, numbered=numbered)
         self.clock.saved()
 
     # ------------------------------------------------------------------------------------------------ loading
 
     def load_weights(self, content: Mapping[str, Any]) -> None:
         """Take raw weights, their average and the codebook statistics from a checkpoint of this program."""
-        self.task.model.load_state_dict(content["model"])
+        self.task.load_weights(content["model"])
         self.task.load_codebook_state(content["codebook"])
         if self.average is not None:
             names = {id(p): name for name, p in self.task.model.named_parameters()}

@@ -7,9 +7,10 @@ of audio into its inputs, tells which metrics matter, logs examples, and keeps w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from songbloom.training.precision import Precision
 
 if TYPE_CHECKING:
     from songbloom.data.labels import Labeller
+    from songbloom.lora.training import LoRA
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -63,6 +65,7 @@ class Task(nn.Module):
         precision: what to compute with.
         shown: metrics for the line of progress, in order.
         labeller: made the label vectors of the batches, if there are any.
+        lora: the model's adapters, where they alone are trained.
         unit: what :meth:`amount` counts.
     """
 
@@ -75,9 +78,14 @@ class Task(nn.Module):
         self.model: Any = model
         self.hps = hps
         self.labeller: Labeller | None = None
+        self.lora: LoRA | None = None
         self.precision = precision or Precision()
         if self.precision.half_parameters:
             halve_matrices(model)
+
+    def batch_of(self, items: Mapping[str, Tensor], device: torch.device) -> Batch:
+        """Stacked items of the data set as a batch on the device."""
+        return Batch.of(items, device)
 
     def prepare(self, batch: Batch) -> Inputs:
         """A batch → what :meth:`forward` takes; no gradients."""
@@ -103,6 +111,24 @@ class Task(nn.Module):
 
     def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
         """Log new items drawn from the model (rank 0; the model is in eval mode, weights averaged)."""
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what others use of the model beside the checkpoint that was just written there (rank 0)."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps as ``model``: all weights, or those of the adapters where they alone are trained."""
+        return self.model.state_dict() if self.lora is None else self.lora.weights()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`weights` gave."""
+        if self.lora is None:
+            self.model.load_state_dict(weights)
+        else:
+            self.lora.load_weights(weights)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Within it the model's weights hold what its adapters add, so that it samples fast."""
+        return nullcontext() if self.lora is None else self.lora.merged()
 
     def codebook_state(self) -> dict[str, Any] | None:
         """Running statistics that are no weights, for checkpoints."""
