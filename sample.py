@@ -16,7 +16,18 @@ from typing import Any
 from torch import Tensor
 
 from hparams import HPARAMS_REGISTRY, setup_hparams
-from make_models import MODELS, find_weights, is_mappable, make_labeller, make_model, parts_of, settings_of
+from make_models import (
+    MODELS,
+    family_of,
+    find_weights,
+    is_mappable,
+    make_labeller,
+    make_model,
+    make_songbloom,
+    make_vocabulary,
+    parts_of,
+    settings_of,
+)
 from songbloom import distributed
 from songbloom.data.labels import Labeller
 from songbloom.distributed import say, world
@@ -25,10 +36,15 @@ from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.published.fetch import use_cache_folder
-from songbloom.sampling import labelling, memory, needs, request, tree
+from songbloom.sampling import labelling, memory, needs, request, songbloom_needs, songbloom_request, tree
+from songbloom.sampling.form import Frames
 from songbloom.sampling.job import Job, perform
 from songbloom.sampling.origin import open_origin, seeds_of
 from songbloom.sampling.run import fingerprint
+from songbloom.sampling.songbloom_labels import SongLabeller, asked_of_options, repeated, rows_of_input
+from songbloom.sampling.songbloom_options import check_family, usual_generation
+from songbloom.sampling.songbloom_options import settings_of as song_settings_of
+from songbloom.sampling.songbloom_writer import SongWriter
 from songbloom.vqvae.vqvae import VQVAE
 
 
@@ -38,7 +54,9 @@ def main() -> int:
         say(request.help_text(MODELS))
         return 0
     distributed.start(options.device or None)
-    say(f"listen: {perform(prepare(options))}")
+    family = family_of(options.model)
+    check_family(options, family)
+    say(f"listen: {perform((prepare_songbloom if family == 'songbloom' else prepare)(options))}")
     return 0
 
 
@@ -50,6 +68,9 @@ def model_files(options: Hyperparams) -> tuple[dict[str, Any], dict[str, str]]:
     overrides: dict[str, Any] = {"local_logdir": options.local_logdir, "label_tables": options.label_tables}
     for name in Knobs.split_names(options.hps):
         overrides |= HPARAMS_REGISTRY[name]
+    if family_of(options.model) == "songbloom":
+        places = (options.restore_vqvae or options.restore_vae, options.restore_sketch, options.restore_prior)
+        return overrides, {name: path for name, path in zip((codec, *priors), places, strict=True) if path}
     checkpoints = {codec: options.restore_vqvae} if options.restore_vqvae else {}
     if options.restore_prior:
         given = [part.strip() for part in options.restore_prior.split(",")]
@@ -149,6 +170,76 @@ def check_memory(
     named = {name: level - 1 for level, name in enumerate(parts_of(options.model))}
     ours = {named[name] for name, path in files.items() if is_mappable(path)}
     needs.check(sizes, settings, items, device, mapped=ours)
+
+
+def prepare_songbloom(options: Hyperparams) -> Job:
+    """The same for a model of the SongBloom family, which writes its two levels in turns."""
+    overrides, checkpoints = model_files(options)
+    device = world().device
+    find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
+    sizes, prior_sizes = make_songbloom(options.model, "meta", overrides, checkpoints=checkpoints)
+    config, form = prior_sizes.config, Frames(prior_sizes.config.eos)
+    unit, rate = config.patch_size * sizes.hop_lengths[0], sizes.sample_rate
+    frame_rate = rate / sizes.hop_lengths[0]
+    hps = settings_of(options.model, parts_of(options.model)[-1], overrides, checkpoints=checkpoints)
+    usual = usual_generation(options.model, hps, frame_rate)
+    precision = request.precision_of(options, device)
+    rows = rows_of_input(options.input_jsonl) if options.input_jsonl else []
+    items = (options.n_samples or 1) * max(len(rows), 1)
+    longest = usual.max_frames * sizes.hop_lengths[0]
+    seconds = options.sample_length_in_seconds
+    frames = usual.max_frames if seconds is None else int(seconds * frame_rate)
+    codec_bytes = songbloom_needs.parameter_bytes([sizes.vae])
+    before = {} if options.overwrite else memory.chosen_before(options.name)
+    fitting = songbloom_needs.batch_of(prior_sizes, precision, device, items, frames, codec_bytes)
+    settings = song_settings_of(
+        options, usual, config, frame_rate=frame_rate, precision=precision, batch=before.get("0") or fitting
+    )
+    mine = -(-items // world().size)
+    needs.tell([songbloom_needs.need_of(prior_sizes, settings, mine, frames, codec_bytes=codec_bytes)], device)
+    weights = find_weights(options.model, overrides, checkpoints=checkpoints)
+    files = {name: str(path) for name, path in weights.items()}
+    codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
+    origin = open_origin(options, codec, 0)
+    if rows:
+        outputs, asked = repeated(rows, options.n_samples or 1)
+        options.n_samples = len(asked)
+    length, codes = songbloom_request.beginning(options, codec, unit, longest, form, origin)
+    items = len(codes[0])
+    if not rows:
+        outputs, asked = [], labelling.asked_of(options, items)
+    seeds = seeds_of(options, items, origin, [each.seed for each in asked] if options.prompts_jsonl else ())
+    rules = {"english": hps.lyrics_english, "reading": hps.lyrics_reading, "language": options.language}
+    per_tag = options.seconds_per_tag
+    rules["seconds_per_tag"] = hps.seconds_per_tag if per_tag is None else per_tag
+    labeller = SongLabeller(make_vocabulary(hps), config.lyric_tokens, codec, config.prompt_frames, rules)
+    earlier = [] if origin is None else origin.labels
+    labels = labeller.labels(asked_of_options(options, asked), earlier[0] if earlier else None)
+    identity = {
+        **songbloom_request.identity(
+            options, length, codes, settings, words=labels.digest(), seeds=seeds, outputs=outputs
+        ),
+        "weights": {name: fingerprint(path) for name, path in weights.items()},
+    }
+    kept = max(each.shape[1] for each in codes) / frame_rate
+    return Job(
+        options=options,
+        vqvae=codec,
+        load_prior=lambda _: SongWriter(prior, keeps_sketch=options.mode == "upsample"),
+        seconds=length / rate,
+        totals={0: length // sizes.hop_lengths[0]},
+        settings={0: settings},
+        codes=codes,
+        identity=identity,
+        argv=sys.argv,
+        labels={0: labels},
+        earlier=earlier,
+        seeds=seeds,
+        parent=None if origin is None else tree.parent_record(options, origin, seeds, kept),
+        chosen={} if options.max_batch_size else {"max_batch_size": {"0": settings.max_batch_size}},
+        form=form,
+        outputs=outputs,
+    )
 
 
 def kept_seconds(codes: Sequence[Tensor], vqvae: VQVAE) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,16 @@ from songbloom.data.label_tables import UNKNOWN
 from songbloom.distributed import broadcast_object, say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
-from songbloom.prior.prior import Prior
 from songbloom.sampling import journal, preview, sound
+from songbloom.sampling.form import Form
 from songbloom.sampling.gathering import Gathering
 from songbloom.sampling.going_on import beginnings
 from songbloom.sampling.journal import LevelJournal
-from songbloom.sampling.labelling import LevelLabels
 from songbloom.sampling.page import clock
 from songbloom.sampling.progress import LevelProgress
 from songbloom.sampling.run import DATA, RECORD, SHORT_SOUND, LevelData, Run, read_data
-from songbloom.sampling.sampler import LevelSettings, Work, item_seeds, sample, share
+from songbloom.sampling.sampler import LevelPrior, Work, Writer, item_seeds, sample, share
 from songbloom.sampling.windows import Window
-from songbloom.vqvae.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class Job:
 
     Attributes:
         options: the command line.
-        vqvae: the codec, on its device.
-        load_prior: loads the prior of a level onto its device.
+        vqvae: the codec, on its device; of either family.
+        load_prior: loads the prior of a level onto its device, or what writes with it.
         seconds: length of an item.
         totals: codes an item, for the levels to write.
         settings: for the levels to write.
-        codes: what the items begin from, for every level, on the CPU.
+        codes: what the items begin from, for every level, on the CPU, in the job's form.
         identity: everything that decides what is written, as plain data.
         labels: of the levels whose priors have any.
         earlier: for each level, what the run of ``codes_file`` keeps as its labels.
@@ -55,22 +53,26 @@ class Job:
         parent: what run it goes on from, as plain data (:mod:`songbloom.sampling.tree`); None for none.
         chosen: what was chosen for this machine and nobody asked for, as plain data; kept, so that a run that goes on
             on another machine goes on with it.
+        form: how codes lie while they are written, and what is kept of them.
+        outputs: names of the items' sound files in the run's folder, beside the pages; none for no such files.
     """
 
     options: Hyperparams
-    vqvae: VQVAE
-    load_prior: Callable[[int], Prior]
+    vqvae: Any
+    load_prior: Callable[[int], LevelPrior | Writer]
     seconds: float
     totals: dict[int, int]
-    settings: dict[int, LevelSettings]
+    settings: Mapping[int, Any]
     codes: list[Tensor]
     identity: dict[str, Any]
     argv: Sequence[str]
-    labels: dict[int, LevelLabels] = field(default_factory=dict)
+    labels: Mapping[int, Any] = field(default_factory=dict)
     earlier: Sequence[Any] = ()
     seeds: Sequence[int] = ()
     parent: Mapping[str, Any] | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    form: Form = field(default_factory=Form)
+    outputs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -122,10 +124,11 @@ def perform(job: Job) -> Path:
     Levels(replace(job, settings=settings_of(job, run)), run, gathering).write(codes, totals)
     if world().is_main:
         run.write_pages()  # anew for levels that an earlier version of the page showed
+        run.name_outputs(job.outputs)
     return run.folder / "index.html"
 
 
-def settings_of(job: Job, run: Run) -> dict[int, LevelSettings]:
+def settings_of(job: Job, run: Run) -> Mapping[int, Any]:
     """The settings of each level, with the sizes of batches that were chosen when the run began.
 
     Items that share a batch decide, on some processors, how sums are rounded.
@@ -223,31 +226,42 @@ class Levels:
         before = max(self.gathering.all(before))  # all windows of all ranks are there now
         took = before + (self.progress.finish() if self.progress else 0.0)
         beside = Path(self.gathering.all(str(run.begin_level(level)) if self.place.is_main else "")[0])
-        length = written[level].shape[1] * job.vqvae.hop_lengths[level]
-        short = job.items * length <= SHORT_SOUND
-        audio = torch.zeros(len(self.mine) if short else 0, length, 1)
+        codec, hop = job.vqvae, job.vqvae.hop_lengths[level]
+        lengths = [job.form.length(each) for each in written[level]]
+        longest = max((each for shares in self.gathering.all(lengths) for each in shares), default=0) * hop
+        short = job.items * longest * codec.channels <= SHORT_SOUND
+        audio = torch.zeros(len(self.mine) if short else 0, longest, codec.channels)
         for index, item in enumerate(self.mine):
             at = 0
-            pieces = sound.decoded(job.vqvae, [each[index : index + 1] for each in written[level:]], level)
-            for piece in sound.write_item(beside, item, pieces, length, job.vqvae.sample_rate):
+            pieces = self._pieces(level, written[level][index])
+            how: dict[str, Any] = {"channels": codec.channels, "kind": job.options.output_format}
+            for piece in sound.write_item(beside, item, pieces, lengths[index] * hop, codec.sample_rate, **how):
                 if short:
                     audio[index, at : at + piece.shape[1]] = piece[0].cpu()
                     at += piece.shape[1]
         shares = self.gathering.all(([each.cpu() for each in written], audio))
         if self.place.is_main:
             data = LevelData(
-                [torch.cat(parts) for parts in zip(*(codes for codes, _ in shares), strict=True)],
+                job.form.kept([torch.cat(parts) for parts in zip(*(codes for codes, _ in shares), strict=True)]),
                 torch.cat([audio for _, audio in shares]) if short else None,
                 kept_labels(job),
                 sampling_kwargs(job),
             )
             say(f"level {level}: written to {run.write_level(level, data, took)}")
 
+    def _pieces(self, level: int, codes: Tensor) -> Iterator[Tensor]:
+        """The sound of one item."""
+        if not self.job.form.length(codes):
+            return iter(())
+        return sound.decoded(self.job.vqvae, [self.job.form.heard(codes)], level)
+
 
 def preview_item(job: Job, run: Run, level: int, item: int, codes: Tensor) -> None:
     """Write the sound so far of an item, of its codes ``[codes]`` at this level."""
-    pieces = sound.decoded(job.vqvae, [codes[None].to(world().device)], level)
-    preview.write_item(run.folder, level, item, pieces, job.vqvae.sample_rate)
+    if not job.form.length(codes):
+        return
+    pieces = sound.decoded(job.vqvae, [job.form.heard(codes).to(world().device)], level)
+    preview.write_item(run.folder, level, item, pieces, job.vqvae.sample_rate, job.vqvae.channels)
 
 
 def preview_only(job: Job, run: Run, gathering: Gathering) -> Path:
@@ -271,7 +285,7 @@ def preview_only(job: Job, run: Run, gathering: Gathering) -> Path:
             owner = journal.owner_of(run.settings, level, item, beginning, job.seeds[item], job.vqvae.l_bins)
             records = journal.read(journal.path_of(run.folder, level, item), owner)
             if records:
-                preview_item(job, run, level, item, torch.cat([beginning[0], journal.joined(records)]))
+                preview_item(job, run, level, item, torch.cat([beginning[0], journal.joined(records, owner)]))
     gathering.all(None)
     page = preview.write_page(run.folder, job.seconds) if world().is_main else run.folder
     if not any((run.folder / preview.FOLDER).glob("*.wav")):
@@ -311,19 +325,16 @@ def facts(job: Job) -> list[tuple[str, str]]:
 def _told(job: Job) -> list[tuple[str, str]]:
     """The artist and the genre where they are the same for all items."""
     infos = [info for labels in job.labels.values() for info in labels.labels.infos]
-    told = [(key, {info[key] for info in infos}) for key in ("artist", "genre")]
+    told = [(key, {info.get(key, UNKNOWN) for info in infos}) for key in ("artist", "genre", "prompt_wav")]
     return [(key, values.pop()) for key, values in told if len(values) == 1 and values != {UNKNOWN}]
 
 
 def details(job: Job, level: int) -> list[tuple[str, str]]:
     """What the table of settings of a level's page tells."""
     settings, vqvae = job.settings[level], job.vqvae
-    filters = [(key, f"{value:g}") for key, value in (("top_k", settings.top_k), ("top_p", settings.top_p)) if value]
     return [
         ("mode", job.options.mode),
-        ("temp", f"{settings.temperature:g}"),
-        *filters,
-        ("hop_fraction", f"{settings.hop_fraction:g}"),
+        *settings.told(),
         ("codes_an_item", f"{job.totals[level]} ({vqvae.sample_rate / vqvae.hop_lengths[level]:g}/s)"),
         ("length", f"{job.seconds:.2f} s"),
         ("sample_rate", f"{vqvae.sample_rate} Hz"),

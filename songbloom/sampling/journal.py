@@ -10,7 +10,8 @@ seed, the level and the window's start (:func:`songbloom.sampling.sampler.window
 
 Header and records end with a checksum and reach the disk (fsync) before sampling goes on. A process that dies while it
 writes leaves a torn last record; opening the file cuts it off, and everything before it counts. Integers are
-little-endian; codes take two bytes each where the codebook allows it.
+little-endian; codes take two bytes each where the codebook allows it. Codes that are rows of numbers (of a model that
+writes several levels at once) are float32, and the file begins with ``songjrn2`` and has the rows' width in its header.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from songbloom.sampling.windows import Window
 
 FOLDER = "journal"
 _MAGIC = b"songjrn1"
+_MAGIC_OF_ROWS = b"songjrn2"
 _HEADER = struct.Struct("<8s16sIIQQB")  # magic, identity, level, item, codes it began from, seed, bytes a code
+_WIDTH = struct.Struct("<I")  # numbers a code, after the header of a file of rows
 _RECORD = struct.Struct("<QQIId")  # window's start, first new code, new codes, spare, seconds of the level so far
 _CHECK = 8  # bytes of a checksum
 _LOCK_SECONDS = 10.0  # how long a process that is just being ended may still hold a file
@@ -52,7 +55,8 @@ class Owner:
         level, item: which.
         begin: codes that the item began from at this level.
         seed: the item's.
-        code_bytes: 2 or 4, for a code.
+        code_bytes: 2 or 4, for a code; 4 for each number of a row.
+        width: numbers of a code that is a row; 0 for codes that are whole numbers.
     """
 
     identity: bytes
@@ -61,13 +65,30 @@ class Owner:
     begin: int
     seed: int
     code_bytes: int = 2
+    width: int = 0
 
     def header(self) -> bytes:
         """As written at the beginning of the file."""
+        magic = _MAGIC_OF_ROWS if self.width else _MAGIC
         head = _HEADER.pack(
-            _MAGIC, self.identity, self.level, self.item, self.begin, self.seed & (1 << 64) - 1, self.code_bytes
+            magic, self.identity, self.level, self.item, self.begin, self.seed & (1 << 64) - 1, self.code_bytes
         )
+        head += _WIDTH.pack(self.width) if self.width else b""
         return head + _checksum(b"", head)
+
+    @property
+    def stored(self) -> str:
+        """The type of a number on disk."""
+        return "<f4" if self.width else f"<u{self.code_bytes}"
+
+    @property
+    def bytes_a_code(self) -> int:
+        """On disk."""
+        return self.code_bytes * max(self.width, 1)
+
+    def empty(self) -> Tensor:
+        """No codes."""
+        return torch.zeros(0, self.width) if self.width else torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -77,7 +98,7 @@ class Record:
     Attributes:
         window: where the window begins, in codes of the level.
         start: where its new codes begin.
-        codes: the new codes, ``[new]`` int64.
+        codes: the new codes, ``[new]`` int64, or ``[new, width]`` float32 where they are rows.
         seconds: that the level had taken when this was written, over all sessions.
     """
 
@@ -102,7 +123,8 @@ def identity_of(settings: Mapping[str, Any], level: int, beginning: Sequence[Ten
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([settings, level], sort_keys=True, ensure_ascii=True).encode())
     for codes in beginning:
-        digest.update(struct.pack("<Q", codes.numel()) + codes.cpu().long().contiguous().numpy().tobytes())
+        plain = codes.cpu().float() if codes.is_floating_point() else codes.cpu().long()
+        digest.update(struct.pack("<Q", codes.numel()) + plain.contiguous().numpy().tobytes())
     return digest.digest()
 
 
@@ -123,16 +145,23 @@ def count_records(path: Path) -> int:
     if len(content) < _HEADER.size + _CHECK:
         return 0
     magic, *owner = _HEADER.unpack_from(content)
+    rows = magic == _MAGIC_OF_ROWS
     try:
-        return len(decode(Owner(*owner), content)[0]) if magic == _MAGIC else 0
-    except ValueError:
+        width = _WIDTH.unpack_from(content, _HEADER.size)[0] if rows else 0
+        return len(decode(Owner(*(*owner, width)), content)[0]) if rows or magic == _MAGIC else 0
+    except (ValueError, struct.error):
         return 0
 
 
 def is_empty(folder: Path) -> bool:
     """Whether no window is kept in the folder of a run."""
-    header = _HEADER.size + _CHECK
-    return all(path.stat().st_size <= header for path in (folder / FOLDER).rglob("*.journal"))
+    return all(path.stat().st_size <= _header_size(path) for path in (folder / FOLDER).rglob("*.journal"))
+
+
+def _header_size(path: Path) -> int:
+    with path.open("rb") as file:
+        rows = file.read(len(_MAGIC)) == _MAGIC_OF_ROWS
+    return _HEADER.size + (_WIDTH.size if rows else 0) + _CHECK
 
 
 def remove(folder: Path, level: int | None = None) -> None:
@@ -151,8 +180,8 @@ def remove(folder: Path, level: int | None = None) -> None:
 
 def encode(owner: Owner, record: Record) -> bytes:
     """A record as it is written, checksum included."""
-    codes = record.codes.cpu().numpy().astype(f"<u{owner.code_bytes}").tobytes()
-    head = _RECORD.pack(record.window, record.start, record.codes.numel(), 0, record.seconds)
+    codes = record.codes.cpu().numpy().astype(owner.stored).tobytes()
+    head = _RECORD.pack(record.window, record.start, len(record.codes), 0, record.seconds)
     return head + codes + _checksum(owner.header(), head + codes)
 
 
@@ -176,11 +205,12 @@ def decode(owner: Owner, content: bytes) -> tuple[list[Record], int]:
     records, good, next_code = [], len(header), owner.begin
     while good + _RECORD.size <= len(content):
         window, start, new, _, seconds = _RECORD.unpack_from(content, good)
-        end = good + _RECORD.size + new * owner.code_bytes
+        end = good + _RECORD.size + new * owner.bytes_a_code
         checked = content[end : end + _CHECK]
         if start != next_code or len(checked) < _CHECK or _checksum(header, content[good:end]) != checked:
             break
-        codes = np.frombuffer(content[good + _RECORD.size : end], f"<u{owner.code_bytes}").astype(np.int64)
+        numbers = np.frombuffer(content[good + _RECORD.size : end], owner.stored)
+        codes = numbers.reshape(new, owner.width).astype(np.float32) if owner.width else numbers.astype(np.int64)
         records.append(Record(window, start, torch.from_numpy(codes), seconds))
         good, next_code = end + _CHECK, next_code + new
     return records, good
@@ -319,12 +349,12 @@ class LevelJournal:
         found = []
         for journal in self._journals:
             for record, window in zip(journal.records, windows, strict=False):
-                there = record.window, record.start, record.codes.numel()
+                there = record.window, record.start, len(record.codes)
                 if there != (window.start, window.start + window.prompt, window.new):
                     raise _refused(journal.path, ValueError("it was written in other windows"))
             if len(journal.records) > len(windows):
                 raise _refused(journal.path, ValueError("it holds more than is asked for"))
-            found.append(joined(journal.records).to(self._device))
+            found.append(joined(journal.records, journal.owner).to(self._device))
         return found
 
     def append(self, items: Sequence[int], window: Window, codes: Tensor) -> None:
@@ -353,12 +383,14 @@ def owner_of(
 ) -> Owner:
     """Whose the journal of an item is; the arguments are :class:`LevelJournal`'s, for one item."""
     identity = identity_of(settings, level, beginning)
-    return Owner(identity, level, item, beginning[0].numel(), seed, 2 if l_bins <= 1 << 16 else 4)
+    width = beginning[0].shape[1] if beginning[0].ndim == 2 else 0
+    code_bytes = 2 if l_bins <= 1 << 16 and not width else 4
+    return Owner(identity, level, item, len(beginning[0]), seed, code_bytes, width)
 
 
-def joined(records: Sequence[Record]) -> Tensor:
-    """The codes of records one after the other, ``[codes]`` int64."""
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(record.codes for record in records)])
+def joined(records: Sequence[Record], owner: Owner) -> Tensor:
+    """The codes of an owner's records one after the other, ``[codes]`` int64 or ``[codes, width]`` float32."""
+    return torch.cat([owner.empty(), *(record.codes for record in records)])
 
 
 def _refused(path: Path, error: OSError | ValueError) -> UserError:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TIMED_SUFFIXES = (".lrc", ".lab", ".musicxml", ".xml", ".mxl")  # of lyrics_file; any other is a text
 _TOTAL = "total_sample_length_in_seconds"
-_FIELDS = ("artist", "genre", "lyrics", "lyrics_file", PHRASES, _TOTAL, "seed")
+_FIELDS = ("artist", "genre", "lyrics", "lyrics_file", PHRASES, "prompt_wav", _TOTAL, "seed")
 _SHOWN = 5  # symbols without a token that are named for an item
 
 
@@ -41,6 +41,7 @@ class Asked:
         total: seconds of the song that the item is the beginning of.
         seed: of the item; it says nothing to a model.
         times: when each token of the lyrics is to be sung, where that is known already; ``timed`` counts more.
+        prompt_wav: sound file that tells a model of the SongBloom family how it is to sound.
     """
 
     artist: str | None = None
@@ -50,6 +51,7 @@ class Asked:
     total: float | None = None
     seed: int | None = None
     times: Times | None = None
+    prompt_wav: str | None = None
 
     @property
     def anything(self) -> bool:
@@ -127,6 +129,10 @@ def _of_row(row: Mapping[str, Any], where: str, folder: Path, common: Asked) -> 
             raise UserError(f"{where}: {PHRASES} must be a list of objects with text, start and end")
         timed = from_phrases(row[PHRASES], source=f"{where}, {PHRASES}")
         asked = replace(asked, timed=timed, lyrics=asked.lyrics or timed.text)
+    if row.get("prompt_wav") is not None:
+        if not isinstance(row["prompt_wav"], str):
+            raise UserError(f"{where}: prompt_wav must be the path of a file, not {row['prompt_wav']!r}")
+        asked = replace(asked, prompt_wav=str(folder / Path(row["prompt_wav"]).expanduser()))
     if row.get("seed") is not None:
         asked = replace(asked, seed=check_seed(row["seed"], f"{where}: seed"))
     total = row.get(_TOTAL)
@@ -278,6 +284,8 @@ def level_labels(
 def _refuse_unheard(
     labellers: Mapping[int, tuple[Labeller, Prior]], asked: Sequence[Asked], model: str, complete: bool
 ) -> None:
+    if any(each.prompt_wav for each in asked):
+        raise UserError(f"model {model!r} hears no style prompt: leave prompt_wav out, or choose another --model")
     deaf = not labellers and any(each.anything for each in asked)
     wordless = not any(labeller.reads_lyrics for labeller, _ in labellers.values())
     if deaf:

@@ -78,10 +78,14 @@ def largest_batch(prior: Prior, precision: str, free: float | None, items: int) 
         items: how many there are.
     """
     most = max(1, min(items, LARGEST_BATCH))
+    return items_in(free, weight_bytes(prior, precision), item_bytes(prior, precision), most)
+
+
+def items_in(free: float | None, weights: float, item: float, most: int) -> int:
+    """How many items of so many bytes fit beside the weights, at least one and not more than ``most``."""
     if free is None:
         return most
-    room = USED_SHARE * free - weight_bytes(prior, precision)
-    return max(1, min(most, int(room // item_bytes(prior, precision))))
+    return max(1, min(most, int((USED_SHARE * free - weights) // item)))
 
 
 def chosen_before(folder: Path | str) -> Mapping[str, Any]:
@@ -105,9 +109,13 @@ def choose_batches(
         items: of the run.
         before: what the run chose when it began (:func:`chosen_before`).
     """
-    known = [free for free in gather_objects(free_bytes(device)) if free is not None]
-    free = min(known, default=None)
+    free = free_everywhere(device)
     return {
         str(prior.level): before.get(str(prior.level)) or largest_batch(prior, precision, free, items)
         for prior in sizes
     }
+
+
+def free_everywhere(device: torch.device) -> int | None:
+    """The least that any rank has free; all of them call it together. None where no system tells."""
+    return min((free for free in gather_objects(free_bytes(device)) if free is not None), default=None)

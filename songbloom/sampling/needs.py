@@ -111,11 +111,20 @@ def check(
     Raises:
         UserError: a level needs more than there is, as far as the system tells.
     """
+    mine = -(-items // world().size)
+    return tell(
+        [need_of(each, settings[each.level], mine, device, mapped=each.level in mapped) for each in priors], device
+    )
+
+
+def tell(needs: Sequence[Need], device: torch.device) -> list[Need]:
+    """Say needs of much memory, and refuse what cannot fit; all ranks call it together.
+
+    Raises:
+        UserError: a level needs more than there is, as far as the system tells.
+    """
     place = world()
-    mine = -(-items // place.size)
-    needs = [need_of(each, settings[each.level], mine, device, mapped=each.level in mapped) for each in priors]
-    known = [free for free in gather_objects(free_bytes(device)) if free is not None]
-    free = min(known, default=None)
+    free = min((free for free in gather_objects(free_bytes(device)) if free is not None), default=None)
     each = " in each process" if place.local_size > 1 else ""
     there = "" if free is None else f"; there is {_gb(free)} free on {device}{each}"
     for need in sorted(needs, key=lambda need: -need.level):
@@ -124,7 +133,7 @@ def check(
     for need in sorted(needs, key=lambda need: -need.of_one(place.local_size)):
         if free is not None and need.of_one(place.local_size) > free:
             raise UserError(f"not enough memory{each}: {need}, and {_gb(free)} is free on {device}: {_advice(need)}")
-    return needs
+    return list(needs)
 
 
 def _advice(need: Need) -> str:

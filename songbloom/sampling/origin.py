@@ -21,7 +21,6 @@ from songbloom.sampling import prompts
 from songbloom.sampling.run import DATA, LevelData, read_data
 from songbloom.sampling.sampler import item_seeds, stable_seed
 from songbloom.sampling.tree import seeds_of_settings
-from songbloom.vqvae.vqvae import VQVAE
 
 LARGEST_SEED = 2**63 - 1
 _LEVEL = re.compile(r"level_(\d+)")
@@ -95,7 +94,7 @@ def data_file(path: Path | str, above: int = -1) -> Path:
     return there[next((level for level in levels if level > above), levels[0])] / DATA
 
 
-def open_origin(options: Hyperparams, vqvae: VQVAE, finest: int) -> Origin | None:
+def open_origin(options: Hyperparams, vqvae: Any, finest: int) -> Origin | None:
     """What the command line says to go on from; None where it begins with nothing or with sound.
 
     Args:

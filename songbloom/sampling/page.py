@@ -198,7 +198,8 @@ def _downloads(item: PageItem, page: LevelPage, prefix: str) -> str:
     """Links to the files of an item, named after the run and the item where they are saved."""
     name = re.sub(r"[^\w.-]+", "_", page.title) or "songbloom"
     links = []
-    for word, file in [("download", item.audio), *item.files]:
+    kind = item.audio.rpartition(".")[2]
+    for word, file in [("download" if kind == "wav" else f"download_{kind}", item.audio), *item.files]:
         suffix = file.rpartition("/")[2].partition(".")[2]
         saved = html.escape(f"{name}_level_{page.level}_item_{item.index}.{suffix}")
         text = html.escape(_words()["en"][word])

@@ -29,16 +29,19 @@ FOLDER = "preview"
 _NAME = re.compile(r"level_(\d+)_item_(\d+)\.wav")
 
 
-def write_item(folder: Path, level: int, item: int, pieces: Iterable[Tensor], sample_rate: int) -> Path:
-    """Write the sound so far of an item of the run in ``folder``; ``pieces`` are ``[1, t, 1]``, from the beginning on.
+def write_item(
+    folder: Path, level: int, item: int, pieces: Iterable[Tensor], sample_rate: int, channels: int = 1
+) -> Path:
+    """Write the sound so far of an item of the run in ``folder``; ``pieces`` are ``[1, t, channels]``, from the
+    beginning on.
 
     Raises:
         UserError: it cannot be written; the preview before is untouched.
     """
     path = folder / FOLDER / f"level_{level}_item_{item}.wav"
-    with WaveWriter(path, sample_rate) as writer:
+    with WaveWriter(path, sample_rate, channels) as writer:
         for piece in pieces:
-            writer.append(piece[0, :, 0].cpu().numpy())
+            writer.append(piece[0].cpu().numpy())
     return path
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from songbloom.audio.files import probe, read_audio
 from songbloom.errors import UserError
-from songbloom.vqvae.vqvae import VQVAE
 
 
 def whole_codes(seconds: float, sample_rate: int, hop_length: int) -> int:
@@ -31,13 +30,13 @@ def cut(codes: Sequence[Tensor], samples: int, hop_lengths: Sequence[int]) -> li
     return [each[:, : samples // hop] for each, hop in zip(codes, hop_lengths, strict=True)]
 
 
-def check_codes(path: Path | str, codes: Sequence[Tensor], vqvae: VQVAE) -> None:
+def check_codes(path: Path | str, codes: Sequence[Tensor], vqvae: Any) -> None:
     """Refuse codes that the codec cannot understand.
 
     Args:
         path: where they come from, for messages.
         codes: ``[items, …]`` for each level, finest first; empty for levels that the file lacks.
-        vqvae: the codec.
+        vqvae: the codec, of either family.
 
     Raises:
         UserError: they are of a codec with other levels or codebooks, or there are none.
@@ -47,8 +46,17 @@ def check_codes(path: Path | str, codes: Sequence[Tensor], vqvae: VQVAE) -> None
     there = codes[0].shape[0]
     if not there or any(each.shape[0] != there for each in codes):
         raise UserError(f"{path}: its levels do not hold equally many items, at least one")
+    width = getattr(vqvae, "latent_width", None)  # of a codec whose level 0 is latents
+    bins = vqvae.l_bins if width is None else vqvae.l_bins + 1  # after a song's end stands a token of its own
     for level, each in enumerate(codes):
-        if each.numel() and not 0 <= int(each.min()) <= int(each.max()) < vqvae.l_bins:
+        latents = width is not None and level == 0
+        if (each.ndim == 3) != latents or (latents and each.shape[2] != width):
+            is_there = f"latents of {each.shape[2]} numbers" if each.ndim == 3 else "codes"
+            needed = f"latents of {width} numbers" if latents else "codes"
+            raise UserError(
+                f"{path}: level {level} holds {is_there}, and the model's are {needed}: it was made with another codec"
+            )
+        if not latents and each.numel() and not 0 <= int(each.min()) <= int(each.max()) < bins:
             raise UserError(
                 f"{path}: level {level} holds codes from {int(each.min())} to {int(each.max())}, but the model's are "
                 f"0 to {vqvae.l_bins - 1}: it was made with another codec"
@@ -72,19 +80,26 @@ def labels_of_items(labels: Sequence[Any], items: Sequence[int]) -> list[Any]:
 
 
 def codes_from_audio(
-    paths: Sequence[Path | str], items: int, vqvae: VQVAE, seconds: float | None, longest: int
+    paths: Sequence[Path | str],
+    items: int,
+    vqvae: Any,
+    seconds: float | None,
+    longest: int,
+    *,
+    whole: int | None = None,
 ) -> list[Tensor]:
     """The beginning of sound files as codes of every level; files are taken again and again until there are ``items``.
 
     Args:
-        paths: sound files of any kind that can be read, mixed to mono.
+        paths: sound files of any kind that can be read, in as many channels as the codec has.
         items: how many items are wanted.
-        vqvae: the codec.
+        vqvae: the codec, of either family.
         seconds: how much of each file; None takes as much as the shortest of them has.
         longest: samples at most.
+        whole: samples of which a prompt is a whole number; None: a code of the top level.
 
     Returns:
-        ``[items, …]`` int64 for each level, finest first.
+        ``[items, …]`` for each level, finest first.
 
     Raises:
         UserError: a file cannot be read or is shorter than ``seconds``; the prompt is shorter than one code.
@@ -92,7 +107,8 @@ def codes_from_audio(
     if not paths:
         raise UserError("--mode=primed needs sound to begin from: give --audio_file=a.wav,b.mp3")
     used = [Path(path) for path in paths][:items]
-    hop, rate = vqvae.hop_lengths[-1], vqvae.sample_rate
+    hop, rate = whole or vqvae.hop_lengths[-1], vqvae.sample_rate
+    word = "code" if whole is None else "patch"
     lengths = {path: float(probe(path).duration) for path in used}
     shortest = min(used, key=lambda path: lengths[path])
     if seconds is None:
@@ -109,11 +125,11 @@ def codes_from_audio(
                 "give a longer --sample_length_in_seconds"
             )
     if not length:
-        raise UserError(f"{shortest}: the prompt is shorter than one code of {hop / rate:.3f} s; give more of it")
-    device = next(vqvae.parameters()).device
+        raise UserError(f"{shortest}: the prompt is shorter than one {word} of {hop / rate:.3f} s; give more of it")
+    device = vqvae.device if hasattr(vqvae, "device") else next(vqvae.parameters()).device
     by_file = []
     for path in used:
-        sound = read_audio(path, sample_rate=rate, length=length).mean(axis=1, keepdims=True)
+        sound = read_audio(path, sample_rate=rate, length=length, channels=vqvae.channels)
         sound = np.pad(sound, ((0, length - len(sound)), (0, 0)))  # a duration that rounds up may lack a sample
         by_file.append([each.cpu() for each in vqvae.encode(torch.from_numpy(sound)[None].to(device))])
     chosen = [item % len(used) for item in range(items)]

@@ -18,6 +18,8 @@ from songbloom.sampling.labelling import Asked, digest, rows_of
 from songbloom.sampling.memory import LARGEST_BATCH
 from songbloom.sampling.origin import Origin, open_origin
 from songbloom.sampling.sampler import LevelSettings, item_seeds
+from songbloom.sampling.songbloom_options import SONGBLOOM
+from songbloom.sampling.sound import FORMATS, check_format
 from songbloom.sampling.windows import hop_of
 from songbloom.vqvae.vqvae import VQVAE
 
@@ -31,6 +33,8 @@ WEIGHTS = {
     "restore_vqvae": Knob(
         "", "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar"
     ),
+    "restore_vae": Knob("", "Checkpoint of the VAE of a model of the SongBloom family; empty as above"),
+    "restore_sketch": Knob("", "Sketch codebook of such a model; empty as above"),
     "restore_prior": Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
     "local_logdir": Knob("logs", "Folder in which training left its checkpoints"),
     "cache_dir": Knob("", "Folder for published weights; empty: $SONGBLOOM_CACHE, or ~/.cache/songbloom"),
@@ -80,6 +84,7 @@ def knobs(models: Iterable[str]) -> Knobs:
                 None, "Levels to write, such as 2 to hear the top first; None: all that the mode writes", kind="ints"
             ),
             sr=Knob(None, "Sample rate of the model in Hz; only checked", kind="int", minimum=1),
+            output_format=Knob("wav", "Format of the items' sound files", choices=FORMATS),
             overwrite=Knob(False, "Replace the run that is in the folder, whatever its settings, and begin anew"),
             preview_minutes=Knob(
                 None,
@@ -126,6 +131,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             ),
             device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
         ),
+        SONGBLOOM,
         group(
             "beginning",
             "What it begins from",
@@ -157,7 +163,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             lyrics_file=Knob("", "File with the words: text, or text with times (.lrc, .lab, .musicxml)"),
             prompts_jsonl=Knob(
                 "",
-                "File with one JSON object an item: artist, genre, lyrics or lyrics_file, phrases, "
+                "File with one JSON object an item: artist, genre, lyrics or lyrics_file, phrases, prompt_wav, "
                 "total_sample_length_in_seconds, seed; what a line lacks is taken from the options above",
             ),
             label_tables=Knob(
@@ -204,6 +210,10 @@ def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams
     if options.prompt_length_in_seconds is not None and options.mode in ("ancestral", "upsample"):
         raise UserError(f"--prompt_length_in_seconds has no meaning with --mode={options.mode}: leave it out")
     _check_going_on(options)
+    if options.input_jsonl:
+        for key in ("prompts_jsonl", "codes_file", "seeds", "lyrics", "lyrics_file"):
+            if options[key]:
+                raise UserError(f"--input_jsonl and --{key} are both given: leave one out")
     if options.n_samples is None and not options.codes_file:
         if options.prompts_jsonl:
             options.n_samples = len(rows_of(options.prompts_jsonl))
@@ -320,9 +330,7 @@ def beginning(
     Raises:
         UserError: a prompt cannot be read or does not fit the model or the length.
     """
-    for option, there in (("levels", vqvae.levels), ("sr", vqvae.sample_rate)):
-        if options[option] not in (None, there):
-            raise UserError(f"--{option}={options[option]}, but model {options.model!r} has {there}: leave it out")
+    check_sizes(options, vqvae)
     if options.mode == "ancestral":
         return sample_length(options, vqvae, None), prompts.empty_codes(options.n_samples or 1, vqvae.levels)
     seconds = options.prompt_length_in_seconds
@@ -333,7 +341,7 @@ def beginning(
     origin = origin or open_origin(options, vqvae, min(levels))
     assert origin is not None  # the command line was checked
     loaded = origin.codes
-    keep = _kept_length(options, vqvae, origin)
+    keep = kept_length(options, vqvae, origin, vqvae.hop_lengths[-1])
     if options.mode == "upsample" and keep is not None:
         loaded = prompts.cut(loaded, keep, vqvae.hop_lengths)
     length = sample_length(options, vqvae, loaded)
@@ -358,9 +366,26 @@ def beginning(
     return length, codes
 
 
-def _kept_length(options: Hyperparams, vqvae: VQVAE, origin: Origin) -> int | None:
-    """Samples that are kept of what the items go on from; None for all."""
-    hop, rate, cut_at = vqvae.hop_lengths[-1], vqvae.sample_rate, options.cut_at
+def check_sizes(options: Hyperparams, codec: Any) -> None:
+    """Refuse ``--levels`` and ``--sr`` that are not the model's, and a format that cannot hold its sound.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option, there in (("levels", codec.levels), ("sr", codec.sample_rate)):
+        if options[option] not in (None, there):
+            raise UserError(f"--{option}={options[option]}, but model {options.model!r} has {there}: leave it out")
+    check_format(options.output_format, codec.sample_rate)
+
+
+def kept_length(options: Hyperparams, vqvae: Any, origin: Origin, hop: int) -> int | None:
+    """Samples that are kept of what the items go on from, a whole number of ``hop``; None for all.
+
+    Raises:
+        UserError: ``--cut_at`` lies beyond what is there, or beyond the new items' end, or keeps nothing.
+    """
+    rate, cut_at = vqvae.sample_rate, options.cut_at
+    word = "code of the top level" if hop == vqvae.hop_lengths[-1] else "patch"
     if cut_at is None:
         prompt = options.prompt_length_in_seconds
         return None if prompt is None else prompts.whole_codes(prompt, rate, hop)
@@ -368,9 +393,7 @@ def _kept_length(options: Hyperparams, vqvae: VQVAE, origin: Origin) -> int | No
         raise UserError(f"--cut_at={cut_at:g}: {origin.path} ends at {origin.end:.2f} s; give less, or leave it out")
     kept = prompts.whole_codes(cut_at, rate, hop)
     if not kept:
-        raise UserError(
-            f"--cut_at={cut_at:g} keeps less than one code of the top level, {hop / rate:.3f} s; give more of it"
-        )
+        raise UserError(f"--cut_at={cut_at:g} keeps less than one {word}, {hop / rate:.3f} s; give more of it")
     longest = options.sample_length_in_seconds
     if longest is not None and kept > prompts.whole_codes(longest, rate, hop):
         raise UserError(
@@ -450,10 +473,18 @@ def identity(
     stated where they are not those of ``--seed``.
     """
     pairs = list(zip(asked, totals, strict=True))
+    return {
+        **common_identity(options, length, codes, settings, seeds),
+        "total_length": totals[0] if totals else total_length(options, length / vqvae.sample_rate),
+        **({"words": digest([replace(each, total=total) for each, total in pairs])} if pairs else {}),
+    }
+
+
+def common_identity(
+    options: Hyperparams, length: int, codes: Sequence[Tensor], settings: Mapping[int, Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Of :func:`identity` what models of both families have."""
     usual_seeds = item_seeds(options.seed, range(codes[0].shape[0]))
-    plain = {level: each.plain() for level, each in settings.items()}
-    for each in plain.values():
-        del each["max_batch_size"], each["chunk_size"]
     return {
         "model": options.model,
         "mode": options.mode,
@@ -463,8 +494,7 @@ def identity(
         **({"seeds": list(seeds)} if list(seeds) not in ([], usual_seeds) else {}),
         "n_samples": codes[0].shape[0],
         "sample_length": length,
-        "total_length": totals[0] if totals else total_length(options, length / vqvae.sample_rate),
-        **({"words": digest([replace(each, total=total) for each, total in pairs])} if pairs else {}),
+        **({"output_format": options.output_format} if options.output_format != "wav" else {}),
         "prompt": prompts.digest(codes),
-        **{f"level_{level}": plain[level] for level in sorted(plain)},
+        **{f"level_{level}": settings[level].identity() for level in sorted(settings)},
     }

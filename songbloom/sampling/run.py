@@ -47,9 +47,10 @@ class LevelData:
     """What is kept of a written level.
 
     Attributes:
-        codes: of every level, finest first, ``[items, …]`` int64; those of levels not yet written are empty.
-        audio: float32 ``[items, T, 1]``, decoded from this level; None where it is too long to be kept twice (more than
-            ``SHORT_SOUND`` samples), and lies in the WAV files alone.
+        codes: of every level, finest first, ``[items, …]`` int64, or latents ``[items, …, width]`` float32; those of
+            levels not yet written are empty.
+        audio: float32 ``[items, T, channels]``, decoded from this level; None where it is too long to be kept twice
+            (more than ``SHORT_SOUND`` samples), and lies in the sound files alone.
         labels: for each level, what its prior was told; None for priors without labels.
         sampling_kwargs: for each level, how it was or will be sampled, as plain data.
     """
@@ -77,17 +78,22 @@ def read_data(path: Path | str) -> LevelData:
     """
     content = checkpoint.load(path)
     codes, audio = content.get("zs"), content.get("x")
-    fine = isinstance(codes, (list, tuple)) and all(isinstance(each, Tensor) and each.ndim == 2 for each in codes)
+    fine = isinstance(codes, (list, tuple)) and all(isinstance(each, Tensor) and _is_codes(each) for each in codes)
     sounds = audio is None or (isinstance(audio, Tensor) and audio.ndim == 3)
     if not fine or not codes or not sounds:
         raise UserError(f"{path}: holds no codes; give a {DATA} that sample.py wrote")
     levels = len(codes)
     return LevelData(
-        [each.long() for each in codes],
+        [each.float() if each.ndim == 3 else each.long() for each in codes],
         None if audio is None else audio.float(),
         content.get("labels") or [None] * levels,
         content.get("sampling_kwargs") or [{}] * levels,
     )
+
+
+def _is_codes(part: Tensor) -> bool:
+    """``[items, codes]`` whole numbers, or latents ``[items, codes, width]``."""
+    return part.ndim == 2 or (part.ndim == 3 and part.is_floating_point())
 
 
 def fingerprint(path: Path | str) -> str:
@@ -264,9 +270,10 @@ class Run:
                 self.begin_level(level)
             self._record()
             for index in range(data.codes[level].shape[0]):
-                if data.audio is not None and not (beside / f"item_{index}.wav").exists():
+                if data.audio is not None and not sound.item_file(beside, index).exists():
                     audio = data.audio[index : index + 1]
-                    for _ in sound.write_item(beside, index, [audio], audio.shape[1], self.sample_rate):
+                    _, length, channels = audio.shape
+                    for _ in sound.write_item(beside, index, [audio], length, self.sample_rate, channels=channels):
                         pass
                 if not (beside / f"item_{index}.png").exists():
                     raise UserError(
@@ -311,6 +318,27 @@ class Run:
         write_page(self.folder / "index.html", self.pages[finest], links, prefix=f"level_{finest}/")
         tree.renew(self.folder)
 
+    def name_outputs(self, names: Sequence[str]) -> None:
+        """Give the items' sound files of the finest level second names in the run's own folder.
+
+        Args:
+            names: one an item, without suffix; none for nothing to do.
+
+        Raises:
+            UserError: a file cannot be made.
+        """
+        for index, name in enumerate(names):
+            source = sound.item_file(self.level_folder(min(self.pages)), index)
+            place = self.folder / f"{name}{source.suffix}"
+            try:
+                place.unlink(missing_ok=True)
+                try:
+                    os.link(source, place)
+                except OSError:  # a disk without links
+                    shutil.copyfile(source, place)
+            except OSError as error:
+                raise UserError(f"{place}: cannot be written ({error.strerror or error}); free space") from error
+
     def _record(self) -> None:
         content = {
             "version": __version__,
@@ -329,14 +357,14 @@ class Run:
     def _page(self, level: int, data: LevelData, folder: Path | None = None) -> LevelPage:
         """The page of a level; ``folder`` is where its files lie, if not in its place."""
         seeds = tree.seeds_of_settings(self.settings)
-        heard = [
-            sound.heard((folder or self.level_folder(level)) / f"item_{index}.wav")
-            for index in range(data.codes[level].shape[0])
+        files = [
+            sound.item_file(folder or self.level_folder(level), index) for index in range(data.codes[level].shape[0])
         ]
+        heard = [sound.heard(path) for path in files]
         items = [
             PageItem(
                 index=index,
-                audio=f"item_{index}.wav",
+                audio=files[index].name,
                 picture=f"item_{index}.png",
                 seed=str(seeds[index]) if index < len(seeds) else "",
                 commands=commands(self.going_on, index, each.seconds),

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -78,6 +78,35 @@ class LevelPrior(Protocol):
         ...
 
 
+@runtime_checkable
+class Writer(Protocol):
+    """What writes a level in windows of its own kind; a :class:`LevelPrior` gets a :class:`TokenWriter`.
+
+    A model that writes several levels at once is the writer of the finest of them, and its codes are rows
+    ``[items, codes, width]`` that hold what it writes of all of them.
+    """
+
+    level: int
+
+    def plan(self, total: int, settings: Any, have: int) -> list[Window]:
+        """The windows that take items from ``have`` codes to ``total``."""
+        ...
+
+    def write(
+        self,
+        codes: Sequence[Tensor],
+        window: Window,
+        settings: Any,
+        part: slice,
+        *,
+        seeds: Sequence[int],
+        labels: Labels | None,
+        on_token: Callable[[int], None] | None,
+    ) -> Tensor:
+        """The codes ``[items of part, window.new, …]`` that ``window`` adds to one batch; see :func:`sample_part`."""
+        ...
+
+
 @dataclass(frozen=True)
 class LevelSettings:
     """How one level is sampled.
@@ -106,6 +135,17 @@ class LevelSettings:
         """As a dict, with Jukebox's name for the temperature."""
         values = asdict(self)
         return {"temp": values.pop("temperature"), **values}
+
+    def identity(self) -> dict[str, Any]:
+        """What of :meth:`plain` decides the codes, but for rounding."""
+        kept = self.plain()
+        del kept["max_batch_size"], kept["chunk_size"]
+        return kept
+
+    def told(self) -> list[tuple[str, str]]:
+        """As (word, value) pairs for a page."""
+        filters = [(key, f"{value:g}") for key, value in (("top_k", self.top_k), ("top_p", self.top_p)) if value]
+        return [("temp", f"{self.temperature:g}"), *filters, ("hop_fraction", f"{self.hop_fraction:g}")]
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -228,11 +268,42 @@ def _reaching(codes: Sequence[Tensor], prior: LevelPrior, end: int) -> list[Tens
     return codes
 
 
+@dataclass(frozen=True)
+class TokenWriter:
+    """Writes the tokens of one level with its prior, in windows of the prior's context."""
+
+    prior: LevelPrior
+
+    @property
+    def level(self) -> int:
+        """The prior's."""
+        return self.prior.level
+
+    def plan(self, total: int, settings: LevelSettings, have: int) -> list[Window]:
+        """Windows that move on by the settings' hop.
+
+        Raises:
+            UserError: the hop fraction does not fit the prior.
+        """
+        prior = self.prior
+        hop = prior.n_ctx
+        if total > prior.n_ctx:
+            multiple = prior.cond_downsample or 1
+            hop = windows.hop_of(settings.hop_fraction, prior.n_ctx, level=prior.level, multiple_of=multiple)
+        return windows.plan(total, prior.n_ctx, hop, have)
+
+    def write(
+        self, codes: Sequence[Tensor], window: Window, settings: LevelSettings, part: slice, **keywords: Any
+    ) -> Tensor:
+        """:func:`sample_part`."""
+        return sample_part(self.prior, codes, window, settings, part, **keywords)
+
+
 def sample_level(
-    prior: LevelPrior,
+    prior: LevelPrior | Writer,
     codes: Sequence[Tensor],
     total: int,
-    settings: LevelSettings,
+    settings: Any,
     *,
     seeds: Sequence[int],
     labels: Labels | None = None,
@@ -249,9 +320,10 @@ def sample_level(
 
     Args:
         prior: writes ``prior.level``.
-        codes: of each level, ``[items, …]`` int64; those of the prior's level are the prompt and may be empty.
+        codes: of each level, ``[items, …]`` int64; those of the prior's level are the prompt and may be empty, and
+            are rows ``[items, codes, width]`` where a :class:`Writer` says so.
         total: codes an item at the end.
-        settings: temperature, windows and the like.
+        settings: temperature, windows and the like; for a :class:`Writer` its own.
         seeds: one an item (:func:`item_seeds`).
         labels: gives the labels of a window, for priors that have any.
         keeper: knows the windows that were written before, and keeps each batch of each window that is written now.
@@ -266,12 +338,10 @@ def sample_level(
         UserError: the hop fraction does not fit the prior.
     """
     level = prior.level
-    hop = prior.n_ctx
-    if total > prior.n_ctx:
-        hop = windows.hop_of(settings.hop_fraction, prior.n_ctx, level=level, multiple_of=prior.cond_downsample or 1)
-    items, begin = codes[level].shape
-    planned = windows.plan(total, prior.n_ctx, hop, begin)
-    song = torch.cat([codes[level], codes[level].new_zeros(items, max(total - begin, 0))], dim=1)
+    writer = prior if isinstance(prior, Writer) else TokenWriter(prior)
+    items, begin, *width = codes[level].shape
+    planned = writer.plan(total, settings, begin)
+    song = torch.cat([codes[level], codes[level].new_zeros(items, max(total - begin, 0), *width)], dim=1)
     codes = [*codes[:level], song, *codes[level + 1 :]]
     have = [begin] * items
     for item, kept in enumerate(keeper.restore(planned) if keeper else []):
@@ -286,9 +356,9 @@ def sample_level(
         for part, missing in zip(parts, lacking, strict=True):
             if missing:
                 on_token = _counted(on_codes, len(missing), window.prompt) if on_codes else None
-                written = sample_part(
-                    prior, codes, window, settings, part, seeds=seeds, labels=labels, on_token=on_token
-                )[[item - part.start for item in missing]]
+                written = writer.write(codes, window, settings, part, seeds=seeds, labels=labels, on_token=on_token)[
+                    [item - part.start for item in missing]
+                ]
                 song[missing, new] = written
                 if keeper:
                     keeper.append(missing, window, written)
@@ -310,10 +380,10 @@ def _work(planned: Sequence[Window], parts: Sequence[slice], have: Sequence[int]
 
 
 def sample(
-    load_prior: Callable[[int], LevelPrior],
+    load_prior: Callable[[int], LevelPrior | Writer],
     codes: Sequence[Tensor],
     totals: Mapping[int, int],
-    settings: Mapping[int, LevelSettings],
+    settings: Mapping[int, Any],
     *,
     seeds: Sequence[int],
     labels: Mapping[int, Labels] | None = None,
@@ -358,7 +428,7 @@ def sample(
             )
             del prior
         else:
-            codes[level] = codes[level].new_zeros(0, totals[level])
+            codes[level] = codes[level].new_zeros(0, totals[level], *codes[level].shape[2:])
             if on_begin:
                 on_begin(level, Work(0, 0, 0))
         if after_level:

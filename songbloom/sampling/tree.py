@@ -35,7 +35,7 @@ SCRIPT = "tree.js"
 LARGEST_FAMILY = 200  # runs on a page
 _MOST_NEIGHBOURS = 1000  # folders that are looked into beside one
 _LEVEL = re.compile(r"level_(\d+)")
-_SOUND = re.compile(r"item_(\d+)\.wav")
+_SOUND = re.compile(r"item_(\d+)\.(?:wav|flac|mp3)")
 
 
 def run_id(settings: Mapping[str, Any]) -> str:
@@ -210,7 +210,7 @@ def _sounds(folder: Path) -> tuple[int, dict[int, Path]]:
         (int(match[1]), each) for each in folder.glob("level_*") if (match := _LEVEL.fullmatch(each.name)) is not None
     )
     for level, place in levels:
-        sounds = {int(match[1]): each for each in place.glob("item_*.wav") if (match := _SOUND.fullmatch(each.name))}
+        sounds = {int(match[1]): each for each in place.glob("item_*.*") if (match := _SOUND.fullmatch(each.name))}
         if sounds:
             return level, dict(sorted(sounds.items()))
     return -1, {}

@@ -85,6 +85,24 @@ def plan(total: int, n_ctx: int, hop: int, have: int = 0) -> list[Window]:
     return windows
 
 
+def whole_windows(total: int, length: int, have: int = 0) -> list[Window]:
+    """Windows that begin at whole multiples of ``length`` and do not overlap; the last may be partial.
+
+    Args:
+        total: codes of the song.
+        length: codes of a window.
+        have: codes that exist already.
+    """
+    planned = []
+    for start in range(have // length * length, total, length):
+        end = min(start + length, total)
+        prompt = max(have - start, 0)
+        if end - start > prompt:
+            short = None if end == start + length else end - start
+            planned.append(Window(start, start + length, prompt, short))
+    return planned
+
+
 def hop_of(hop_fraction: float, n_ctx: int, *, level: int, multiple_of: int = 1) -> int:
     """Codes from one window to the next: ``int(hop_fraction * n_ctx)``.
 

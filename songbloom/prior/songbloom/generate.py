@@ -25,6 +25,7 @@ from songbloom.prior.songbloom.samplers import integrate
 from songbloom.prior.songbloom.settings import GenerationSettings
 
 if TYPE_CHECKING:
+    from songbloom.prior.songbloom.llama import Prefix
     from songbloom.prior.songbloom.prior import SongBloomPrior
 
 
@@ -175,6 +176,7 @@ class _Run:
         sketch: Sequence[Tensor] | None,
         dtype: torch.dtype,
         trace: Trace | None,
+        prefixes: Sequence[Prefix] | None = None,
     ) -> None:
         self.prior, self.config, self.settings, self.draws = prior, prior.config, settings, draws
         self.sketch, self.dtype, self.trace = sketch, dtype, trace
@@ -186,7 +188,8 @@ class _Run:
         rows = [row for row, count in enumerate(counts) for _ in range(count)]
         if self.guided:
             rows += [len(conditions)] * n
-            conditions = conditions.followed_by(prior.null_conditions())
+            if prefixes is None:
+                conditions = conditions.followed_by(prior.null_conditions())
         device = prior.start.device
         if known is None:
             empty = torch.zeros(n, 0, dtype=torch.int64, device=device)
@@ -195,9 +198,9 @@ class _Run:
         self.past = tokens
         self.first = tokens.shape[1] // size
         self.previous = F.pad(latents.float(), (0, 0, size, 0))[:, -size:]  # zeros before the first patch
-        prefix = conditions.prefix().to(dtype)
+        begins = conditions.prefix().to(dtype) if prefixes is None else prefixes
         capacity = 1 + (size + 1) * max(self.patches, self.first)
-        self.cache = prior.language_model.begin(prefix, rows, capacity)
+        self.cache = prior.language_model.begin(begins, rows, capacity)
         self.next_input = self.doubled(prior.sequence(tokens, latents, dtype=dtype))
 
     def doubled(self, x: Tensor) -> Tensor:
@@ -341,6 +344,7 @@ def sample_patches(
     precision: str | torch.dtype = "fp32",
     draws: Draws | None = None,
     trace: Trace | None = None,
+    prefixes: Sequence[Prefix] | None = None,
 ) -> Iterator[Patch]:
     """Write songs, giving out each patch as it is done.
 
@@ -353,6 +357,8 @@ def sample_patches(
         precision: what the transformers compute in; latents are integrated in float32.
         draws: instead of ``generators``.
         trace: is told what happens inside.
+        prefixes: the language model's ``read`` of each of the conditions and, after them, of the null conditions, in
+            ``precision``; computed here where they are not given.
 
     Raises:
         UserError: what does not fit.
@@ -374,6 +380,7 @@ def sample_patches(
         sketch=sketch,
         dtype=dtype_of(precision),
         trace=trace,
+        prefixes=prefixes,
     )
     yield from run.patches_written()
 

@@ -7,6 +7,7 @@ conditions ("prefix") come first and are computed once a prompt; every sample of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.layers import GatedMLP, Linear, RMSNorm, merge_heads, rotary_table, rotate, split_heads
 
 CHUNK = 256  # positions of a long continuation that are computed at once; bounds the memory of attention's scores
+
+
+class Prefix(NamedTuple):
+    """Keys and values ``[heads, L, D]`` of one condition's positions, layer by layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
 
 
 class LanguageModelLayer(nn.Module):
@@ -89,24 +97,40 @@ class LanguageModel(nn.Module):
             x = layer(x, table)[0]
         return torch.stack([found[pair] for pair in wanted])
 
-    def begin(self, prefix: Tensor, rows: Sequence[int], capacity: int) -> Cache:
+    def read(self, prefix: Tensor) -> Prefix:
+        """One condition's positions ``[L, W]``, to begin any number of songs with."""
+        table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
+        keys, values = [], []
+        for layer in self._layers():
+            x, key, value = layer(x, table)
+            keys.append(key[0])
+            values.append(value[0])
+        return Prefix(keys, values)
+
+    def begin(self, prefix: Tensor | Sequence[Prefix], rows: Sequence[int], capacity: int) -> Cache:
         """Compute the conditions' positions once each and make room for the song.
 
         Args:
-            prefix: ``[G, L, W]``, a row for each different condition.
+            prefix: ``[G, L, W]``, a row for each different condition; or what :meth:`read` gave of each.
             rows: which of the G conditions each row that will be fed reads; rows of one condition stand together.
             capacity: positions after the prefix that the cache must hold.
         """
-        table = self.positions(0, prefix.shape[1], prefix.device)
-        keys, values, x = [], [], prefix
-        for layer in self._layers():
-            x, key, value = layer(x, table)
-            keys.append(key)
-            values.append(value)
-        config = self.config
+        keys: list[Sequence[Tensor]] = []
+        values: list[Sequence[Tensor]] = []
+        if isinstance(prefix, Tensor):
+            table, x = self.positions(0, prefix.shape[1], prefix.device), prefix
+            for layer in self._layers():
+                x, key, value = layer(x, table)
+                keys.append(list(key))
+                values.append(list(value))
+        else:
+            keys = [list(parts) for parts in zip(*(each.keys for each in prefix), strict=True)]
+            values = [list(parts) for parts in zip(*(each.values for each in prefix), strict=True)]
+        config, like = self.config, keys[0][0]
+        length = like.shape[1]
         shape = (config.prior_depth, len(rows), config.heads, capacity, config.head_width)
-        own = [torch.empty(shape, dtype=prefix.dtype, device=prefix.device) for _ in (0, 1)]
-        tables = self.positions(prefix.shape[1], prefix.shape[1] + capacity, prefix.device)
+        own = [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in (0, 1)]
+        tables = self.positions(length, length + capacity, like.device)
         return Cache(keys, values, own[0], own[1], list(rows), tables)
 
     def step(self, x: Tensor, cache: Cache) -> Tensor:
@@ -134,8 +158,8 @@ class Cache:
 
     def __init__(
         self,
-        prefix_keys: list[Tensor],
-        prefix_values: list[Tensor],
+        prefix_keys: Sequence[Sequence[Tensor]],
+        prefix_values: Sequence[Sequence[Tensor]],
         keys: Tensor,
         values: Tensor,
         rows: list[int],
@@ -186,8 +210,8 @@ class Cache:
         seen = self._of_prefix(weights[..., :prefix], self.prefix_values[layer], turned=False)
         return seen + weights[..., prefix:] @ self.values[layer, :, :, :stop]
 
-    def _of_prefix(self, x: Tensor, prefix: Tensor, *, turned: bool) -> Tensor:
-        """``x [rows, heads, m, A]`` times its row's part of ``prefix [G, heads, B, C]``, one product a condition."""
+    def _of_prefix(self, x: Tensor, prefix: Sequence[Tensor], *, turned: bool) -> Tensor:
+        """``x [rows, heads, m, A]`` times its row's part of ``prefix [heads, B, C]``, one product a condition."""
         heads, m = x.shape[1:3]
         found = []
         for condition, first, end in self.runs:
