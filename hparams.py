@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import COMMAND_LINE, Group, Hyperparams, Knob, Knobs, group
+from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Group, Hyperparams, Knob, Knobs, group
 
 if TYPE_CHECKING:
     from songbloom.data.metadata import Hook
@@ -634,7 +634,7 @@ MACHINE = group(
     port=Knob(29500, "Port of rank 0", ignored="ranks agree on a free port by themselves"),
 )
 
-OUR_GROUPS: tuple[Group, ...] = (TASK, SOURCES, VAE, SKETCH, SONGBLOOM, SONGBLOOM_DATA, WANDB, LABELS, MACHINE)
+OUR_GROUPS: tuple[Group, ...] = (TASK, LORA, SOURCES, VAE, SKETCH, SONGBLOOM, SONGBLOOM_DATA, WANDB, LABELS, MACHINE)
 
 KNOBS = Knobs(*JUKEBOX_GROUPS, *OUR_GROUPS)
 DEFAULTS: dict[str, Hyperparams] = KNOBS.defaults()
@@ -648,7 +648,8 @@ TRAIN_COMMAND = group(
     help=Knob(False, "Print this, and stop"),
 )
 
-# Names that other trainers of sketch codebooks give to options: name → (our key, how many of theirs make one of ours).
+# Names that other trainers of SongBloom give to options: name → (our key, how many of theirs make one of ours, 0: it is
+# no number). docs/songbloom_training.md lists them.
 OTHER_NAMES: dict[str, tuple[str, float]] = {
     "data_dir": ("audio_files_dir", 0),
     "output": ("sketch_output", 0),
@@ -663,6 +664,23 @@ OTHER_NAMES: dict[str, tuple[str, float]] = {
     "chunk_size": ("sample_length_in_seconds", 25),
     "min_frames": ("min_duration", 25),
     "save_every": ("save_epochs", 0),
+    "batch_size": ("bs", 0),
+    "accumulate_grad_batches": ("iters_before_update", 0),
+    "max_epochs": ("epochs", 0),
+    "max_steps": ("train_steps", 0),
+    "warmup_steps": ("lr_warmup", 0),
+    "lambda_flow": ("flow_loss_fraction", 0),
+    "h_dropout": ("patch_dropout", 0),
+    "num_workers": ("nworkers", 0),
+    "output_dir": ("local_logdir", 0),
+    "resume_from": ("restore_prior", 0),
+    "muq_vq_path": ("restore_sketch", 0),
+    "muq_codebook_size": ("l_bins", 0),
+    "muq_vq_decay": ("sketch_decay", 0),
+    "muq_commitment_weight": ("sketch_commit", 0),
+    "muq_embed_dim": ("sketch_width", 0),
+    "prompt_len": ("prompt_seconds", 0),
+    "model_name": ("hps", 0),
     "steps": ("train_steps", 0),
 }
 
@@ -1338,6 +1356,18 @@ def check(hps: Mapping[str, Any]) -> None:
         metadata_hook(hps["get_metadata"])
 
 
+def settle_lora(hps: Hyperparams) -> None:
+    """What training adapters means for other values: a prior is trained, and not averaged unless somebody asks.
+
+    Runs are short and adapters begin as nothing, so an average over thousands of steps would be far behind them.
+    """
+    hps["lora"] = hps["lora"] or hps["use_lora"]
+    if hps["lora"]:
+        hps["prior"] = True
+        if hps.sources.get("ema") == DEFAULT_SOURCE:
+            hps["ema"] = False
+
+
 def check_lora(hps: Mapping[str, Any]) -> None:
     """The part of :func:`check` that training adapters must pass."""
     if hps["vq"]:
@@ -1428,12 +1458,13 @@ def training_command(arguments: Sequence[str]) -> Command:
         UserError: whatever a person mistyped, in one line.
     """
     knobs = Knobs(TRAIN_COMMAND, *KNOBS.groups)
-    options = knobs.parse(renamed(arguments))
+    options = knobs.parse(with_our_values(renamed(arguments)))
     if options.get("help"):
         usage = "usage: python train.py --hps=NAMES --name=NAME [--key=value | --key value | --flag | --no-flag] …"
         return Command(setup_hparams(""), knobs.help(usage, "sets: " + ", ".join(HPARAMS_REGISTRY)))
     told = {key: options.pop(key, knob.default) for key, knob in TRAIN_COMMAND.knobs.items()}
     hps = setup_hparams(told["hps"], options)
+    settle_lora(hps)
     if told["print_hps"]:
         return Command(hps, f"hps = {told['hps']}\n{KNOBS.explain(hps)}")
     check(hps)
@@ -1459,6 +1490,35 @@ def renamed(arguments: Sequence[str]) -> list[str]:
         else:
             made.append(f"--{key}" + (f"={_scaled(text, its_factor)}" if equals else ""))
             factor = 0.0 if equals else its_factor
+    return made
+
+
+_OTHER_VALUES: dict[str, dict[str, str]] = {
+    "precision": {
+        **{"32": "fp32", "32-true": "fp32", "bf16-mixed": "bf16", "bf16-true": "bf16"},
+        **{"16": "fp16", "16-mixed": "fp16", "16-true": "fp16"},
+    },
+    "hps": {
+        "songbloom_full_150s": "songbloom_150s",
+        "songbloom_full_150s_dpo": "songbloom_150s_dpo",
+        "songbloom_full_240s": "songbloom_240s",
+    },
+}
+
+
+def with_our_values(arguments: Sequence[str]) -> list[str]:
+    """A command line with our words in place of other trainers' for precisions and models."""
+    made: list[str] = []
+    key = ""
+    for word in arguments:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            key = name.replace("-", "_")
+            known = _OTHER_VALUES.get(key, {})
+            made.append(f"--{name}={known.get(text, text)}" if equals else word)
+        else:
+            made.append(_OTHER_VALUES.get(key, {}).get(word, word))
+            key = ""
     return made
 
 

@@ -2,6 +2,7 @@
 
     python train.py --hps=small_vqvae --name=codec --audio_files_dir=songs --labels=False --bs=4 --train --aug_shift
     python train.py --hps=small_vae --name=vae --vq --audio_files_dir=songs --train --aug_shift
+    python train.py --hps=small_songbloom --name=song --prior --data_jsonl=songs.jsonl --val_split=0.1 --train
     mpiexec -n 4 python train.py --hps=small_vqvae,small_prior,all_fp16,cpu_ema --name=prior --prior --level=1 \\
         --restore_vqvae=logs/codec/checkpoint_latest.pth.tar --audio_files_dir=songs --labels=False --bs=4 --train
 
@@ -18,24 +19,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from hparams import metadata_hook, training_command
-from make_models import fetch, fingerprint, make_prior, make_vae, make_vqvae, tables_of
+from make_models import (
+    SKETCH_DIGEST,
+    fetch,
+    fingerprint,
+    make_prior,
+    make_songbloom_prior,
+    make_tokeniser,
+    make_vae,
+    make_vocabulary,
+    make_vqvae,
+    tables_of,
+)
 from songbloom import distributed
+from songbloom.data.cache import Cache
+from songbloom.data.check import CheckSettings, check_before_training
 from songbloom.data.dataset import ChunkDataset
 from songbloom.data.labels import Labeller
 from songbloom.data.metadata import Hook, described
+from songbloom.data.songbloom_dataset import Encoder, SongBloomDataset, WordSettings, songs_of
 from songbloom.distributed import say
 from songbloom.errors import UserError
-from songbloom.hyperparams import COMMAND_LINE, Hyperparams
+from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Hyperparams
+from songbloom.lora.training import adapt
+from songbloom.published.fetch import cache_folder as downloads_folder
+from songbloom.sketch.codec import SketchedCodec
 from songbloom.training.labelling import complete_labels, complete_vocabulary, labeller_of, version_of
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
 from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
 from songbloom.training.sketch import SketchTask, make_sketch
+from songbloom.training.songbloom import VERDICT_ITEMS, SongBloomTask
 from songbloom.training.state import TrainingState, rank_seed
 from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
+
+ZERO_AT_FIRST = ("lora_a", "lora_A", "down")  # an adapter's first matrix learns nothing while its second is zero
+
+
+class NothingToTrain(Exception):
+    """The command has done all that it was asked for."""
 
 
 def main() -> int:
@@ -46,7 +72,10 @@ def main() -> int:
     place = distributed.start(command.hps.device or None)
     for line in command.notices:
         say(line)
-    trainer = build(command.hps, [sys.executable, *sys.argv])
+    try:
+        trainer = build(command.hps, [sys.executable, *sys.argv])
+    except NothingToTrain:
+        return 0
     if place.is_main:
         with (trainer.folder / "argv.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
@@ -56,6 +85,8 @@ def main() -> int:
 def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     """The data, the model and the loop, all standing where the run is to begin."""
     kind = kind_of(hps)
+    if hps.songbloom:
+        return build_songbloom(hps, argv)
     folder = Path(hps.local_logdir) / hps.name
     device = distributed.world().device
     choose_matrix_products(hps)
@@ -64,13 +95,16 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
 
     if kind == "prior":
         complete_vocabulary(hps)
-    beginning = find_beginning(folder, hps, kind)
-    if not hps.train and beginning.content is None and not hps[restore_key(kind)]:
-        raise UserError(f"--test without --train: there are no trained weights in {folder}; give --{restore_key(kind)}")
+    beginning = find_beginning(folder, hps, saved_as(hps))
+    restoring = restore_key(saved_as(hps))
+    if not hps.train and beginning.content is None and not hps[restoring]:
+        raise UserError(f"--test without --train: there are no trained weights in {folder}; give --{restoring}")
     hook = metadata_hook(hps.get_metadata)
     if kind == "prior" and hps.labels:
         find_labels(hps, beginning, hook)
     task = make_task(hps, beginning, device)
+    if hps.lora:
+        adapt(task, hps, beginning.content, say=say)
     labels: dict[str, Any] = {"labeller": task.labeller, "get_metadata": hook}
     train_set = ChunkDataset(hps, split="train", **labels)
     test_set = ChunkDataset(hps, split="test", **labels) if hps.test else None
@@ -88,9 +122,154 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     return Trainer(state, folder, train_set, test_set)
 
 
+def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
+    """As :func:`build`, of a SongBloom prior: songs are checked, then encoded, then looked at before training.
+
+    Raises:
+        NothingToTrain: the songs are encoded, and the command asks for no more.
+    """
+    folder = Path(hps.local_logdir) / hps.name
+    device = distributed.world().device
+    choose_matrix_products(hps)
+    if folder.is_dir():
+        claim(folder)
+    start_of(hps)
+    beginning = find_beginning(folder, hps, "prior")
+    if not hps.train and beginning.content is None and not hps.restore_prior:
+        raise UserError(f"--test without --train: there are no trained weights in {folder}; give --restore_prior")
+    check_data(hps)
+    training, validation = songs_of(hps)
+    hps.test = bool(validation) and (hps.test or hps.train)
+
+    vae = make_vae(hps.copy(), device)
+    tokeniser = make_tokeniser(hps, device)
+    codec = SketchedCodec(vae, tokeniser, hps.l_bins)
+    remember_codec(hps, beginning, fingerprint(vae), tokeniser.digest if tokeniser is not None else "")
+    encoder = Encoder(
+        codec,
+        Cache(cache_folder(hps, folder), rebuild=hps.rebuild_cache),
+        hps.codec,
+        hps.sketch_mode,
+        make_vocabulary(hps),
+        WordSettings.from_hps(hps),
+        hps.require_length_match,
+        prompt_samples=hps.prompt_frames * codec.hop_lengths[0],
+    )
+    encoded = encoder.songs(training, say), encoder.songs(validation, say)
+    if hps.verify_lengths:
+        for line in encoder.verify([*encoded[0], *encoded[1]], hps.verify_lengths_max):
+            say(line)
+    say(encoder.cache.report())
+    sets = [songbloom_set(hps, codec, encoder.cache, songs) for songs in encoded]
+    if hps.cache_only:
+        raise NothingToTrain
+
+    trained = hps.copy()
+    if beginning.content is not None:
+        trained.restore_prior = ""
+    prior = make_songbloom_prior(trained, device)
+    hps.update({key: trained[key] for key in ("lyric_symbols",)})
+    task = SongBloomTask(prior, codec, hps, resolve_precision(hps, device, say))
+    claim(folder)
+    state = TrainingState(task, hps, argv)
+    torch.manual_seed(rank_seed(hps))
+    begin(state, beginning, fetch)
+    look_before(task, sets[0], state, pretrained=bool(hps.restore_prior))
+    if hps.torch_compile:
+        task.model.compile()
+    say(describe(hps, state))
+    return Trainer(state, folder, *sets)
+
+
+def start_of(hps: Hyperparams) -> None:
+    """Settle what a SongBloom run begins with, and where a cosine ends."""
+    if hps.init_from_pretrained and not hps.restore_prior:
+        raise UserError("--init_from_pretrained: the sets name no weights to begin with; give --restore_prior=FILE")
+    if hps.init_from_pretrained is False:
+        hps.restore_prior = ""
+    if hps.lr_use_cosine_decay and hps.train_steps and hps.sources.get("lr_decay") == DEFAULT_SOURCE:
+        hps.lr_decay = float(max(1, hps.train_steps - hps.lr_start_linear_decay))
+
+
+def check_data(hps: Hyperparams) -> None:
+    """What ``python -m songbloom.data.check`` tells, against the settings of this run."""
+    settings = CheckSettings(
+        lyrics_vocab=hps.lyrics_vocab or "songbloom",
+        english=hps.lyrics_english,
+        reading=hps.lyrics_reading,
+        language=hps.language if hps.process_lyrics else "phonemes",
+        seconds_per_tag=hps.seconds_per_tag,
+        max_tokens=hps.lyric_tokens,
+        sample_rate=hps.sr,
+        min_seconds=hps.patch_size / 25,
+        sketch_codes=hps.l_bins,
+        prompt_seconds=hps.prompt_frames / 25,
+        need_lyrics=False,
+        need_sketch=hps.sketch_mode == "precomputed",
+    )
+    check_before_training(*(name for name in (hps.data_jsonl, hps.val_jsonl) if name), settings=settings)
+
+
+def remember_codec(hps: Hyperparams, beginning: Beginning, codec: str, sketch: str) -> None:
+    """Keep in the settings which codec the prior learns, and refuse another one than its checkpoint was trained on."""
+    hps.codec, before = codec, (beginning.content or {}).get("hps", {})
+    hps[SKETCH_DIGEST] = sketch or before.get(SKETCH_DIGEST, "")
+    for key, what in (("codec", "latents of another VAE"), (SKETCH_DIGEST, "codes of another sketch codebook")):
+        if before.get(key) and before[key] != hps[key]:
+            raise UserError(
+                f"{beginning.path}: was trained on {what} than this command gives: give that one, or another --name to "
+                "train anew"
+            )
+
+
+def cache_folder(hps: Hyperparams, folder: Path) -> Path:
+    """Where encoded songs are kept: in the run's folder, or with ``use_cache`` where other runs find them too."""
+    if not hps.use_cache:
+        return folder / "encoded"
+    return Path(hps.cache_dir).expanduser() if hps.cache_dir else downloads_folder() / "training"
+
+
+def songbloom_set(hps: Hyperparams, codec: SketchedCodec, cache: Cache, songs: Sequence[Any]) -> Any:
+    """The data set of encoded songs; None of none."""
+    if not songs:
+        return None
+    made = SongBloomDataset(
+        songs,
+        cache,
+        segment=codec.frames(hps.sample_length or round(hps.sample_length_in_seconds * codec.sample_rate)),
+        patch_size=hps.patch_size,
+        lyric_tokens=hps.lyric_tokens,
+        prompt_frames=hps.prompt_frames,
+        prompt_length=round(hps.prompt_seconds * 25),
+        strategy=hps.segment_strategy,
+        seed=hps.seed,
+    )
+    if made.too_short:
+        say(f"note: {made.too_short} songs are shorter than a patch and are left out")
+    if made.cut_lyrics():
+        say(f"note: the words of {made.cut_lyrics()} songs have more than lyric_tokens={hps.lyric_tokens} tokens; cut")
+    return made
+
+
+def look_before(task: SongBloomTask, songs: SongBloomDataset, state: TrainingState, *, pretrained: bool) -> None:
+    """Before the first step: what the model knows of the sketch tokens, and whether every tensor gets a gradient."""
+    if state.step or not task.hps["train"]:
+        return
+    items = [songs[item] for item in range(min(len(songs), VERDICT_ITEMS))]
+    batches = [task.batch_of(default_collate([item]), distributed.world().device) for item in items]
+    for line in task.verdict(batches, pretrained=pretrained):
+        say(line)
+    task.check_gradients(batches[0], zero_allowed=ZERO_AT_FIRST)
+
+
 def kind_of(hps: Hyperparams) -> str:
-    """What is trained: ``"prior"``, ``"vae"``, ``"sketch"`` or ``"vqvae"``; the word that its checkpoints carry."""
+    """What is trained: ``"prior"``, ``"vae"``, ``"sketch"`` or ``"vqvae"``."""
     return "prior" if hps.prior else "vae" if hps.vae else "sketch" if hps.sketch else "vqvae"
+
+
+def saved_as(hps: Hyperparams) -> str:
+    """The word that checkpoints of the run carry: ``"lora"`` where adapters are trained, else what is trained."""
+    return "lora" if hps.lora else kind_of(hps)
 
 
 def find_labels(hps: Hyperparams, beginning: Beginning, hook: Hook | None) -> None:
@@ -119,7 +298,9 @@ def make_task(hps: Hyperparams, beginning: Beginning, device: torch.device) -> T
     # What a checkpoint of this run will overwrite need not be read (or downloaded) first.
     trained = hps.copy()
     if beginning.content is not None:
-        trained[restore_key(kind_of(hps))] = ""
+        trained[restore_key(saved_as(hps))] = ""
+    if hps.lora:
+        trained.train = False  # a base is as sampling loads it: frozen, averaged weights
     if kind_of(hps) == "sketch":
         sketch = make_sketch(hps, device)
         hps.sample_length = sketch.sample_length
