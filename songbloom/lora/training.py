@@ -7,11 +7,11 @@ stands beside, get gradients; checkpoints keep these and nothing of the base mod
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,16 @@ from torch import Tensor, nn
 from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.lora.places import Place, chosen, module_of, published_keys, split_targets
+from songbloom.lora.words import train_words
 from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged
 
-KIND = "lora"
+if TYPE_CHECKING:
+    from songbloom.training.tasks import Task
+
 _NEVER = ("lyrics.blank",)  # a constant that is kept with the weights
+
+
+KIND = "lora"  # the word that checkpoints carry
 
 
 @dataclass(frozen=True)
@@ -254,3 +260,61 @@ def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
             f"{adapter.path}: also adapts {sorted(left)[0]} ({len(left)} in all), which "
             "--lora_target_modules leaves out"
         )
+
+
+@dataclass(frozen=True)
+class Words:
+    """The lyric vocabulary of a base and that of its adapters.
+
+    Attributes:
+        known: the base's symbols.
+        wanted: the adapters', which begin with these.
+        learned: whether the base has learned all that it knows; published models have not learned Japanese.
+    """
+
+    known: Sequence[str]
+    wanted: Sequence[str]
+    learned: bool
+
+
+def adapt(
+    task: Task,
+    hps: MutableMapping[str, Any],
+    saved: Mapping[str, Any] | None = None,
+    *,
+    words: Words | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make a task that trains a whole model one that trains adapters of it.
+
+    Args:
+        task: its model has the base weights.
+        hps: ``lora_*``, ``restore_lora``, ``restore_prior``; ``lora_base`` is written back for checkpoints.
+        saved: the checkpoint that the run goes on from, if there is one.
+        words: vocabularies of a SongBloom prior.
+        say: told what is trained.
+
+    Raises:
+        UserError: options that don't fit the model, an adapter that does not fit it, or a checkpoint of another base.
+    """
+    model = task.model
+    about: dict[str, Any] = {"base": files.model_digest(model), "level": int(getattr(model, "level", 0))}
+    before = (saved or {}).get("hps", {}).get("lora_base", about["base"])
+    if before != about["base"]:
+        raise UserError(
+            f"the checkpoint's adapters belong to other weights than {hps['restore_prior']}: give the --restore_prior "
+            "of that run, or another --name"
+        )
+    hps["lora_base"] = about["base"]
+    start = files.read(hps["restore_lora"]) if hps["restore_lora"] and saved is None else None
+    if start is not None and start.about.get("base", about["base"]) != about["base"]:
+        raise UserError(f"{start.path}: was trained on other weights than {hps['restore_prior']}")
+    if words is not None:
+        about |= {"vocabulary": list(words.wanted), "known_rows": len(words.known)}
+        train_words(model, words.known, words.wanted, str(hps["lora_train_rows"]), learned=words.learned)
+    task.kind = KIND
+    task.lora = LoRA(model, LoRASettings.from_hps(hps), about=about, base=str(hps["restore_prior"]))
+    if start is not None:
+        begin_from(model, start)
+        say(f"lora: begins from {start.path}")
+    say(task.lora.describe())

@@ -19,7 +19,7 @@ from songbloom.hyperparams import compare_architecture
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
 
-WORDS = {"vqvae": "a codec", "vae": "a VAE", "sketch": "a sketch codebook", "prior": "a prior"}
+WORDS = {"lora": "adapters", "vqvae": "a codec", "vae": "a VAE", "sketch": "a sketch codebook", "prior": "a prior"}
 
 
 @dataclass
