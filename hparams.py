@@ -484,6 +484,7 @@ SKETCH = group(
         "MODELS, such as songbloom_150s (docs/sketch.md)",
     ),
     recover_tokens=Knob("", "Recover from songs that are there: a folder of audio files, each with its codes beside"),
+    recover_layers=Knob("", "MuQ's layers to try, such as -1,10,6; the best is taken; empty: --sketch_muq_layer"),
     recover_songs=Knob(16, "Songs that it writes for that; one in five is kept to test what is recovered", minimum=2),
     recover_seconds=Knob(30.0, "Their length", minimum=1),
     recover_steps=Knob(0, "Steps of their diffusion; 0: as the model does", minimum=0),
@@ -1340,6 +1341,8 @@ def check(hps: Mapping[str, Any]) -> None:
         check_vae(hps)
     if hps["sketch"]:
         check_sketch(hps)
+    elif hps["recover_from"] or hps["recover_tokens"]:
+        raise UserError("--recover_from recovers a sketch codebook: add a set of one, such as --vq --hps=sketch_vq")
     if hps["vq"] and hps["prior"]:
         raise UserError("--vq trains the codec and --prior a prior: give one of them")
     if hps["songbloom"]:
@@ -1468,7 +1471,7 @@ def training_command(arguments: Sequence[str]) -> Command:
     if told["print_hps"]:
         return Command(hps, f"hps = {told['hps']}\n{KNOBS.explain(hps)}")
     check(hps)
-    if not (hps.train or hps.test):
+    if not (hps.train or hps.test or hps.recover_from or hps.recover_tokens):
         raise UserError("nothing to do: give --train, --test or both (or --help)")
     if not hps.name:
         raise UserError("the run needs a name: give --name=NAME; checkpoints and logs go to logs/NAME")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from make_models import (
     fetch,
     fingerprint,
     make_prior,
+    make_songbloom,
     make_songbloom_prior,
     make_tokeniser,
     make_vae,
     make_vocabulary,
     make_vqvae,
+    parts_of,
+    settings_of,
     tables_of,
 )
 from songbloom import distributed
@@ -39,17 +42,24 @@ from songbloom.data.cache import Cache
 from songbloom.data.check import CheckSettings, check_before_training
 from songbloom.data.dataset import ChunkDataset
 from songbloom.data.labels import Labeller
+from songbloom.data.manifest import songs_from
 from songbloom.data.metadata import Hook, described
 from songbloom.data.songbloom_dataset import Encoder, SongBloomDataset, WordSettings, songs_of
 from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Hyperparams
 from songbloom.lora.training import adapt
+from songbloom.lora.words import base_words
 from songbloom.published.fetch import cache_folder as downloads_folder
+from songbloom.sampling.songbloom_labels import SongLabeller
+from songbloom.sampling.songbloom_options import usual_generation
 from songbloom.sketch.codec import SketchedCodec
+from songbloom.sketch.features import FRAME_RATE
+from songbloom.sketch.recovery import Sung
 from songbloom.training.labelling import complete_labels, complete_vocabulary, labeller_of, version_of
 from songbloom.training.loop import Trainer, describe
 from songbloom.training.precision import codec_precision, resolve_precision
+from songbloom.training.recover import Told, features_to_try, recover_codebook, told_of, varied, written_songs
 from songbloom.training.resume import Beginning, begin, claim, find_beginning, restore_key
 from songbloom.training.sketch import SketchTask, make_sketch
 from songbloom.training.songbloom import VERDICT_ITEMS, SongBloomTask
@@ -57,7 +67,8 @@ from songbloom.training.state import TrainingState, rank_seed
 from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
 
-ZERO_AT_FIRST = ("lora_a", "lora_A", "down")  # an adapter's first matrix learns nothing while its second is zero
+# An adapter's A learns nothing while its B is zero; own rows learn where their symbols are sung.
+ZERO_AT_FIRST = (".A", ".rows.values")
 
 
 class NothingToTrain(Exception):
@@ -72,6 +83,10 @@ def main() -> int:
     place = distributed.start(command.hps.device or None)
     for line in command.notices:
         say(line)
+    if command.hps.recover_from or command.hps.recover_tokens:
+        features = features_to_try(command.hps, place.device)
+        written = songs_of_model(command.hps, place.device) if command.hps.recover_from else None
+        return recover_codebook(command.hps, features, written)
     try:
         trainer = build(command.hps, [sys.executable, *sys.argv])
     except NothingToTrain:
@@ -134,7 +149,7 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     if folder.is_dir():
         claim(folder)
     start_of(hps)
-    beginning = find_beginning(folder, hps, "prior")
+    beginning = find_beginning(folder, hps, saved_as(hps))
     if not hps.train and beginning.content is None and not hps.restore_prior:
         raise UserError(f"--test without --train: there are no trained weights in {folder}; give --restore_prior")
     check_data(hps)
@@ -166,10 +181,16 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
 
     trained = hps.copy()
     if beginning.content is not None:
-        trained.restore_prior = ""
+        trained[restore_key(saved_as(hps))] = ""
+    words = base_words(hps.restore_prior, make_vocabulary(hps).symbols) if hps.lora else None
+    if words is not None:
+        trained.train = False  # a base is as sampling loads it: frozen, averaged weights
+        trained.lyric_symbols = words.known
     prior = make_songbloom_prior(trained, device)
-    hps.update({key: trained[key] for key in ("lyric_symbols",)})
+    hps.lyric_symbols = trained.lyric_symbols if words is None else words.wanted
     task = SongBloomTask(prior, codec, hps, resolve_precision(hps, device, say))
+    if words is not None:
+        adapt(task, hps, beginning.content, words=words, say=say)
     claim(folder)
     state = TrainingState(task, hps, argv)
     torch.manual_seed(rank_seed(hps))
@@ -187,6 +208,10 @@ def start_of(hps: Hyperparams) -> None:
         raise UserError("--init_from_pretrained: the sets name no weights to begin with; give --restore_prior=FILE")
     if hps.init_from_pretrained is False:
         hps.restore_prior = ""
+    if hps.lora and not hps.restore_prior:
+        raise UserError(
+            "--lora needs the weights that are adapted: give --init_from_pretrained or --restore_prior=FILE"
+        )
     if hps.lr_use_cosine_decay and hps.train_steps and hps.sources.get("lr_decay") == DEFAULT_SOURCE:
         hps.lr_decay = float(max(1, hps.train_steps - hps.lr_start_linear_decay))
 
@@ -284,6 +309,28 @@ def find_labels(hps: Hyperparams, beginning: Beginning, hook: Hook | None) -> No
         lambda: described(hps.audio_files_dir or None, hps.data_jsonl or None, hook),
         beside=lambda version: near,
     )
+
+
+def songs_of_model(hps: Hyperparams, device: torch.device) -> tuple[Iterator[Sung], int]:
+    """Songs that the model ``recover_from`` writes, and how many codes it has.
+
+    They are told the lyrics and style prompts (else the beginnings) of the songs of ``data_jsonl`` or
+    ``audio_files_dir``, in turn; without such songs nothing.
+    """
+    named = ("restore_vae", "restore_prior", "local_logdir")
+    wanted = {key: value for key, value in given(hps).items() if key in named}
+    codec, prior = make_songbloom(hps.recover_from, device, wanted)
+    own = settings_of(hps.recover_from, parts_of(hps.recover_from)[-1], wanted)
+    rules = {"english": own.lyrics_english, "reading": own.lyrics_reading, "seconds_per_tag": own.seconds_per_tag}
+    config = prior.config
+    labeller = SongLabeller(make_vocabulary(own), config.lyric_tokens, codec, config.prompt_frames, rules)
+    told: list[Told] = [((), None)]
+    if hps.data_jsonl or hps.audio_files_dir:
+        songs = songs_from(audio_files_dir=hps.audio_files_dir or None, data_jsonl=hps.data_jsonl or None)
+        told = [told_of(song, labeller) for song in songs[: hps.recover_songs]]
+    told = [told[number % len(told)] for number in range(hps.recover_songs)]
+    settings = varied(usual_generation(hps.recover_from, own, FRAME_RATE), hps.recover_seconds, hps.recover_steps)
+    return written_songs(prior, codec, settings, told, seed=hps.seed), config.l_bins
 
 
 def choose_matrix_products(hps: Hyperparams) -> None:
