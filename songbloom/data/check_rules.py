@@ -28,7 +28,7 @@ from songbloom.data.sound_facts import SoundFacts
 from songbloom.errors import UserError, did_you_mean
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.structure import find_tags
-from songbloom.lyrics.timing import read_timed
+from songbloom.lyrics.timing import TimedText, from_phrases, read_timed, token_times
 from songbloom.lyrics.tokens import Problem, Tokens
 from songbloom.lyrics.vocabulary import CharacterVocabulary, vocabulary
 from songbloom.sketch.files import checked_sketch, read_sketch
@@ -38,6 +38,7 @@ MOST_PROBLEMS = 5
 SLACK = 0.5
 """Seconds by which a time may lie beyond the end of the sound."""
 _FASTEST, _SLOWEST = 20.0, 0.2  # phonemes a second that singing lies between
+_JAPANESE = re.compile("[ぁ-ヿ㐀-鿿ｦ-ﾝ]")
 _WORDS = re.compile(r"\{[^{}\n]*\}|[^\w]|_")
 
 
@@ -302,7 +303,7 @@ class Rules:
             )
         language = row.record.get("language")
         words = _WORDS.sub("", _without_tags(text))
-        if language == "ja" and words and not re.search("[ぁ-ヿ㐀-鿿ｦ-ﾝ]", words):
+        if language == "ja" and words and not _JAPANESE.search(words):
             self._note(row, "warning", "language", "language is ja, but the lyrics have no Japanese letter")
 
     def _amount(self, row: Row, tokens: Tokens, seconds: float) -> None:
@@ -327,6 +328,7 @@ class Rules:
     # --- times -------------------------------------------------------------------------------------------------------
 
     def _times(self, row: Row, seconds: float) -> None:
+        wrong: set[str] = set()
         for name, text in (("phrases", "text"), ("sections", "tag")):
             entries = row.record.get(name)
             if not isinstance(entries, list):
@@ -339,12 +341,13 @@ class Rules:
                 if not problem and seconds and end > seconds + SLACK:
                     problem = f"ends at {end:g} s, and the song at {seconds:.2f} s"
                 if problem:
+                    wrong.add(name)
                     self._note(row, "error", "times", f"{name}, entry {number}: {problem}")
                 else:
                     before = start
-        self._same_words(row)
+        self._same_words(row, "phrases" not in wrong)
 
-    def _same_words(self, row: Row) -> None:
+    def _same_words(self, row: Row, right: bool) -> None:
         text, phrases = row.record.get("lyrics"), row.record.get("phrases")
         if not isinstance(text, str) or not isinstance(phrases, list) or not phrases:
             return
@@ -354,9 +357,19 @@ class Rules:
         except UserError:
             return  # told as a mistake of the lyrics
         if said != written:
-            self._note(
-                row, "warning", "words", "phrases have other words than the lyrics; a crop of the song takes phrases"
-            )
+            self._note(row, "warning", "words", "phrases have other words than the lyrics")
+        if right:
+            self._matched(row, "phrases", from_phrases(phrases))
+
+    def _matched(self, row: Row, name: str, timed: TimedText) -> None:
+        """Training finds the time of each sound in this way, and stops where it cannot."""
+        tokens = row.tokens
+        if tokens is None or not _JAPANESE.search(tokens.text) or row.record.get("language") not in (None, "ja"):
+            return
+        try:
+            token_times(tokens, timed)
+        except UserError as error:
+            self._note(row, "error", "words", f"{name}: {error}")
 
     def _timed_files(self, row: Row, seconds: float) -> None:
         for name in TIMED_PATHS:
@@ -368,6 +381,8 @@ class Rules:
             except UserError as error:
                 self._note(row, "error", "times", f"{name}: {error}")
                 continue
+            if not row.record.get("phrases"):
+                self._matched(row, name, timed)
             last = max(end for _, end in timed.times)
             if seconds and last > seconds + max(SLACK, 0.02 * seconds):
                 self._note(
