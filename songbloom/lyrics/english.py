@@ -104,7 +104,7 @@ def _match(word: str, position: int, spelling: str) -> int | None:
     ends = spelling.endswith("$")
     spelling = spelling.removesuffix("$")
     if "#e" in spelling and ends:  # a vowel that a silent e lengthens: takes the vowel only
-        rest = word[position:]
+        rest = word[position : position + 4]
         fits = len(rest) == 3 and rest[0] == spelling[0] and rest[2] == "e" and rest[1] not in _VOWEL_LETTERS + "r"
         return 1 if fits else None
     core = spelling.rstrip("#*")

@@ -22,6 +22,10 @@ Kind = Literal["mora", "letter", "punctuation", "tag", "line"]
 _PUNCTUATION = {",": ",", "、": ",", ";": ",", ":": ",", ".": ".", "。": ".", "!": "!", "?": "?"}
 _LONGEST = 120
 """Characters that are read at once; longer lines are cut at a sentence's end or a space."""
+_LONGEST_GIVEN = 1000
+"""Characters of given readings in such a part up to which Open JTalk reads it, which takes some thousands."""
+_LONGEST_WORD = 100
+"""Letters of a word that a dictionary may have."""
 _NOT_SUNG = "is not sung and is left out"
 _NO_READING = "has no reading here and is left out; write it in kana, or give its reading: {0}{{かな}}"
 _LONG_FROM_NOTHING = re.compile(r"(?<!\w)ー+")
@@ -199,7 +203,8 @@ def read_segment(words: str, english: str, by_kana: bool) -> tuple[tuple[Piece, 
     pieces: list[Piece] = []
     fixed.sort()
     for start, end, inside in _chunks(plain, fixed):
-        found, more = (_read_kana if by_kana else _read_words)(plain[start:end], inside)
+        endless = sum(max(len(f.kana), f.end - f.start) for f in inside) > _LONGEST_GIVEN
+        found, more = (_read_kana if by_kana or endless else _read_words)(plain[start:end], inside)
         pieces += [p._replace(start=p.start + start, end=p.end + start) for p in found]
         notes += [Note(origin[n.position + start][0], n.symbol, n.advice) for n in more]
     located = (p._replace(start=origin[p.start][0], end=origin[p.end - 1][1]) for p in pieces)
@@ -228,6 +233,8 @@ def _english(word: str, rule: str, by_kana: bool) -> tuple[str, str]:
 @lru_cache(maxsize=8192)
 def _dictionary_reads(word: str) -> bool:
     """Whether the dictionary has an English word, or spells it out as people do with acronyms."""
+    if len(word) > _LONGEST_WORD:
+        return False
     found = open_jtalk.read_words(word)
     return len(found) == 1 and found[0].known and bool(found[0].morae)
 

@@ -5,7 +5,9 @@ Read with the standard library's parser: nothing is fetched, and entities are no
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,10 @@ _BEATS = {"whole": 4.0, "half": 2.0, "quarter": 1.0, "eighth": 0.5, "16th": 0.25
 _VOICE_NAMES = ("vocal", "lead", "voice", "melody", "ボーカル", "歌")
 _SENTENCE_ENDS = "。！？!?"
 _MOST_BYTES = 64 << 20
+_BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),  # the last of one with a password
+    *(KeyError, LookupError, ValueError, ElementTree.ParseError),  # of what lies inside
+)
 
 
 def read_musicxml(
@@ -71,6 +77,8 @@ def _parse(path: Path) -> Element:
         root = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         raise UserError(f"{path}, line {error.position[0]}: is no XML ({error})") from error
+    except (LookupError, ValueError) as error:  # an encoding that the parser does not have
+        raise UserError(f"{path}: cannot be read as XML ({error}); save it as UTF-8") from error
     for element in root.iter():  # some programs write a namespace
         element.tag = element.tag.rpartition("}")[2] if isinstance(element.tag, str) else element.tag
     if root.tag not in ("score-partwise", "score-timewise"):
@@ -92,7 +100,7 @@ def _unzip(path: Path) -> bytes:
             if archive.getinfo(wanted).file_size > _MOST_BYTES:
                 raise UserError(f"{path}: the score inside is larger than {_MOST_BYTES >> 20} MiB")
             return archive.read(wanted)
-    except (zipfile.BadZipFile, KeyError, ElementTree.ParseError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN_ARCHIVE as error:
         raise UserError(f"{path}: is no compressed MusicXML ({error})") from error
 
 
@@ -166,10 +174,12 @@ class _PartReader:
 
     def _number(self, text: str | None, measure: Element) -> float:
         try:
-            return float(text or "0")
-        except ValueError as error:
-            place = measure.get("number", "?")
-            raise UserError(f"{self._path}, measure {place}: {text!r} is no number") from error
+            number = float(text or "0")
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{self._path}, measure {measure.get('number', '?')}: {text!r} is no number")
+        return number
 
 
 def _note(element: Element, start: float, length: float) -> Note:

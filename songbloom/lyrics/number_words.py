@@ -26,6 +26,7 @@ _DOLLARS = re.compile(r"\$([0-9.,]*[0-9]+)")
 _DECIMAL = re.compile(r"[0-9]+\.[0-9]+")
 _ORDINALS = re.compile(r"([0-9]+)(?:st|nd|rd|th)")
 _NUMBER = re.compile(r"[0-9]+")
+_ENDLESS = re.compile(r"[0-9]{1000,}")  # far beyond any name of a number, and Python makes no number of 4301 digits
 
 
 def number_words(text: str) -> str:
@@ -34,6 +35,7 @@ def number_words(text: str) -> str:
     1001 to 2999 are read as years are (``twenty twenty-four``, ``nineteen oh five``), except 2000 to 2009.
     """
     text = _COMMAS.sub(lambda match: match[0].replace(",", ""), text)
+    text = _ENDLESS.sub(lambda match: " ".join(match[0]), text)
     text = _POUNDS.sub(r"\1 pounds", text)
     text = _DOLLARS.sub(lambda match: _dollars(match[1]), text)
     text = _DECIMAL.sub(lambda match: match[0].replace(".", " point "), text)

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from songbloom.errors import UserError
 
+_LONGEST = 1e9  # seconds; more is no moment of a song
+
 
 class Timed(NamedTuple):
     """A piece of text and its start and end in seconds."""
@@ -118,8 +120,8 @@ def from_phrases(phrases: Iterable[Mapping[str, Any]], *, source: str = "phrases
 
 def _seconds(phrase: Mapping[str, Any], key: str, where: str) -> float:
     value = phrase.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-        raise UserError(f"{where}: {key} is {value!r}; it must be a number of seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LONGEST:
+        raise UserError(f"{where}: {key} is {value!r:.40}; it must be a number of seconds")
     return float(value)
 
 

@@ -162,9 +162,9 @@ def _read_json(path: Path) -> TimedText:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{place}: is no JSON ({error})") from error
+        raise UserError(f"{path}{place}: is no JSON that can be read ({error})") from error
     if isinstance(content, dict):
         if isinstance(content.get("phonemes"), list):
             return _corpus_phonemes(content["phonemes"], path)
@@ -180,7 +180,7 @@ def _corpus_phonemes(entries: list[Any], path: Path) -> TimedText:
     for number, entry in enumerate(entries, start=1):
         try:
             phoneme, start, end = str(entry["phoneme"]), float(entry["start"]), float(entry["end"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}, phoneme {number}: needs phoneme, start and end") from error
         if not 0 <= start <= end < float("inf"):
             raise UserError(f"{path}, phoneme {number}: lasts from {start:g} to {end:g}; the end is before the start")

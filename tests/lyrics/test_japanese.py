@@ -181,12 +181,22 @@ def test_a_hundred_kilobytes_of_a_chorus():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["夜明け前の街を一人で歩く" * 2800, "love " * 20_000, "あ" * 34_000, "[a" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["夜明け前の街を一人で歩く" * 2800, "love " * 20_000, "あ" * 34_000, "[a" * 50_000, "a" * 100_000]
+)
 def test_a_hundred_kilobytes_in_one_line(text: str):
     tokens = KANA.tokenize(text)
     assert len(text.encode()) >= 99_000
     assert len(tokens) > 30_000
     assert tokens.problems == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["ba" * 5000, "夢{" + "ゆめ" * 5000 + "}を見る", "「" + "Ba" * 5000 + "」", "ABC" * 3000]
+)
+def test_a_word_that_no_dictionary_can_take(text: str):
+    for english in ("katakana", "letters", "keep"):
+        assert len(KANA.tokenize(text, english=english)) > 2_000
 
 
 def test_kana_are_read_without_a_dictionary():

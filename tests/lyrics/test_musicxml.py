@@ -187,12 +187,26 @@ def test_compressed_scores(tmp_path: Path):
         ("<score-partwise/>", "has no parts"),
         (score(note()), "part 'Vocal' has no words"),
         (score(note(words=lyric("a")).replace("<duration>2", "<duration>two")), "measure 1: 'two' is no number"),
+        (score(note(words=lyric("a")).replace("<duration>2", "<duration>nan")), "measure 1: 'nan' is no number"),
+        ("<?xml version='1.0' encoding='klingon'?>\n<score-partwise/>", "cannot be read as XML .*save it as UTF-8"),
+        ("<?xml version='1.0' encoding='shift_jis'?>\n<score-partwise/>", "cannot be read as XML .*save it as UTF-8"),
     ],
 )
 def test_broken_scores(tmp_path: Path, text: str, message: str):
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive(tmp_path: Path):
+    path = tmp_path / "a.mxl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.xml", score(note(words=lyric("a"))))
+    content = path.read_bytes()
+    for damaged in (content[:40] + b"\xff" * 40 + content[80:], content[:60]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.mxl: is no compressed MusicXML"):
+            read_timed(path)
 
 
 def test_nothing_outside_is_read(tmp_path: Path):

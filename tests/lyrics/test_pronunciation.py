@@ -33,6 +33,13 @@ def test_numbers(text: str, words: str):
     assert number_words(text) == words
 
 
+@pytest.mark.parametrize(
+    "digits", ["1" * 5000, "1" * 5000 + "st", "$" + "1" * 5000, "1," * 5000 + "1", "1" * 4000 + ".5"]
+)
+def test_digits_without_end_are_read_one_by_one(digits: str):
+    assert number_words(digits).count("one") >= 4000
+
+
 @settings(deadline=None)  # the first example loads dictionaries
 @given(st.integers(0, 10**15 - 1))
 def test_every_number_has_words_of_the_dictionary(number: int):
