@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.lora.places import Place, chosen, module_of, published_keys, split_targets
-from songbloom.lora.words import train_words
+from songbloom.lora.words import Words, train_words
 from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged
 
 if TYPE_CHECKING:
@@ -176,6 +176,20 @@ class LoRA:
         """Within it the model's weights are the merged ones, for fast sampling."""
         return merged(self.model)
 
+    def check_gradients(self) -> None:
+        """After the first backward pass: refuse to train what gets no gradient.
+
+        Raises:
+            UserError: names the tensors.
+        """
+        names = without_gradient(self.model)
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise UserError(
+                f"{', '.join(names[:4])}{more} get no gradient: nothing that the loss depends on goes through them; "
+                "leave their layers out of --lora_target_modules"
+            )
+
     def export(self, folder: Path, step: int, *, numbered: bool) -> None:
         """Write the adapter of a run's folder, and one for each checkpoint that is kept."""
         full = {name: tensor for name, tensor in trained_state(self.model).items() if not files.is_beside(name)}
@@ -260,21 +274,6 @@ def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
             f"{adapter.path}: also adapts {sorted(left)[0]} ({len(left)} in all), which "
             "--lora_target_modules leaves out"
         )
-
-
-@dataclass(frozen=True)
-class Words:
-    """The lyric vocabulary of a base and that of its adapters.
-
-    Attributes:
-        known: the base's symbols.
-        wanted: the adapters', which begin with these.
-        learned: whether the base has learned all that it knows; published models have not learned Japanese.
-    """
-
-    known: Sequence[str]
-    wanted: Sequence[str]
-    learned: bool
 
 
 def adapt(

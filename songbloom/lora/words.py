@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.lyrics.phoneme_vocabulary import starting_rows
+from songbloom.lyrics.phonemes import PUBLISHED
 from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.published.fetch import fetch
 from songbloom.published.songbloom.prior import vocabulary_settings
+from songbloom.training.weights import open_weights
 from songbloom.transformer.lora import Rows, add_rows
 
 ROWS = ("auto", "none", "all")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The lyric vocabulary of a base and that of its adapters.
+
+    Attributes:
+        known: the base's symbols.
+        wanted: the adapters', which begin with these.
+        learned: whether the base has learned all that it knows; published models have not learned Japanese.
+    """
+
+    known: tuple[str, ...]
+    wanted: tuple[str, ...]
+    learned: bool
+
+
+def base_words(path: str, wanted: Sequence[str]) -> Words:
+    """What the lyric table of a SongBloom prior's file was trained with: what a checkpoint of ours keeps, else the
+    published vocabulary.
+
+    Args:
+        path: the file, or its address.
+        wanted: the vocabulary that the song texts are read with.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    saved = open_weights(fetch(path), verify=False).content.get("hps")
+    symbols = saved.get("lyric_symbols") if isinstance(saved, Mapping) else None
+    if symbols:
+        return Words(tuple(symbols), tuple(wanted), learned=True)
+    return Words(PUBLISHED, tuple(wanted), learned=False)
 
 
 def grow_vocabulary(prior: SongBloomPrior, symbols: Sequence[str]) -> None:

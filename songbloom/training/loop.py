@@ -219,6 +219,8 @@ class Trainer:
             return self._skip(f"a gradient is not finite{scale}")
         if heard[1]:
             return self._skip(f"the gradient norm {norm:.4g} is above ignore_grad_norm={limit:g}")
+        if self.task.lora is not None and not state.step:
+            self.task.lora.check_gradients()
         lr = state.schedule.lr
         for group in state.adam.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
