@@ -252,8 +252,11 @@ def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
                 if low_rank.start < (index + 1) * size and index * size < low_rank.start + low_rank.rows
             ]
             entries = [adapter.entries[key] for key in parts if key not in missing]
-            span = slice(column, column + low_rank.rank)
-            if len(entries) < len(parts) or any(len(entry.A[span]) != low_rank.rank for entry in entries):
+            span = slice(column, column + low_rank.rank) if len(keys) == 1 else slice(None)
+            together = low_rank.rank
+            if len(keys) == 1:
+                together = sum(other.rank for other in adapters.values() if isinstance(other, LowRank))
+            if len(entries) < len(parts) or any(len(entry.A) != together for entry in entries):
                 raise UserError(
                     f"{adapter.path}: has no adapter of rank {low_rank.rank} for {name}: give the --lora_rank and "
                     "--lora_target_modules that it was trained with"
@@ -261,7 +264,7 @@ def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
             if len(keys) == 1:  # one published matrix, perhaps of several parts here
                 first = low_rank.start
                 B = entries[0].B[first : first + low_rank.rows, span]
-                column += low_rank.rank if entries[0].A.shape[0] > low_rank.rank else 0
+                column += low_rank.rank
             else:
                 B = torch.cat([entry.B for entry in entries])
                 if any(not torch.equal(entry.A, entries[0].A) for entry in entries[1:]):
