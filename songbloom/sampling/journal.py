@@ -198,7 +198,8 @@ def decode(owner: Owner, content: bytes) -> tuple[list[Record], int]:
     header = owner.header()
     head = content[: len(header)]
     if head != header:
-        whole = len(head) == len(header) and _checksum(b"", head[:-_CHECK]) == head[-_CHECK:]
+        size = _HEADER.size + (_WIDTH.size if content.startswith(_MAGIC_OF_ROWS) else 0) + _CHECK
+        whole = len(content) >= size and _checksum(b"", content[: size - _CHECK]) == content[size - _CHECK : size]
         if whole:
             raise ValueError("it belongs to other settings, weights or codes")
         return [], 0
