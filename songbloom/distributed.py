@@ -30,7 +30,10 @@ import torch.distributed as dist
 from songbloom.errors import UserError
 from songbloom.lifeline import Lifeline, interface_of
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 may index a large folder while the others wait
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # of a collective on tensors, which all ranks reach at about the same time
+# Of a collective on objects: rank 0 may read a hundred thousand songs or download ten gigabytes while the others wait.
+# Nobody waits for a dead rank, whose end ends all.
+PATIENCE = timedelta(days=30)
 _CONNECTION_WORDS = ("connection closed", "connection reset", "broken pipe", "socket", "gloo", "nccl", "tcpstore")
 
 
@@ -53,6 +56,7 @@ class World:
 _world: World | None = None
 _lifeline: Lifeline | None = None
 _mpi: Any = None  # mpi4py.MPI once it is in use
+_patient: dist.ProcessGroup | None = None  # of all ranks, for objects; None: the default group
 
 
 def world() -> World:
@@ -70,11 +74,13 @@ def start(device: str | None = None) -> World:
     Raises:
         UserError: the device is not there, or MPS is asked for with several ranks.
     """
-    global _world
+    global _world, _patient
     if _world is None:
         rank, size, local_rank, local_size = _join()
         if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        if size > 1:
+            _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         _world = World(rank, size, local_rank, local_size)
         _world = _with_device(_world, None)
     if device:
@@ -264,21 +270,22 @@ def all_reduce_max_(tensor: torch.Tensor) -> torch.Tensor:
 
 def _broadcast_plain(value: Any, source: int = 0) -> Any:
     box = [value]
-    dist.broadcast_object_list(box, source)
+    dist.broadcast_object_list(box, source, group=_patient)
     return box[0]
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """The object that rank ``source`` gave (pickled between the ranks of one run, never from a file)."""
+    """The object that rank ``source`` gave (pickled between the ranks of one run, never from a file); the others wait for
+    it as long as it takes."""
     return _broadcast_plain(value, source) if world().size > 1 else value
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every rank gave, in the order of ranks, on every rank."""
+    """What every rank gave, in the order of ranks, on every rank; all wait for the last as long as it takes."""
     if world().size == 1:
         return [value]
     found: list[Any] = [None] * world().size
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=_patient)
     return found
 
 

@@ -31,6 +31,12 @@ def main():
     flag = distributed.any_rank(world.rank == world.size - 1)
     first = distributed.broadcast_object(f"from {world.rank}")
     distributed.say(json.dumps([world.size, total.item(), found, flag, first]))
+    if what == "late" and world.rank == who:
+        import time
+        time.sleep(7)
+    if what == "late":
+        print("heard", distributed.gather_objects(world.rank), distributed.broadcast_object("it"), flush=True)
+        return 0
     if what == "everybody":
         raise UserError("a mistake of everybody: mend it")
     if what == "fork" and world.rank == who:
@@ -56,6 +62,11 @@ def main():
         distributed.all_reduce_(torch.zeros(1))  # the others wait here for ever
     return 0
 
+if sys.argv[1] == "late":
+    from datetime import timedelta
+    join = distributed.dist.init_process_group
+    shorter = {"timeout": timedelta(seconds=4)}
+    distributed.dist.init_process_group = lambda *words, **settings: join(*words, **settings | shorter)
 distributed.run(main, interrupted="interrupted; so what")
 """
 
@@ -99,6 +110,15 @@ def test_ranks_find_each_other(launcher: str, program: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert [json.loads(line) for line in lines] == [[3, 6.0, [[0, 0], [1, 1], [2, 2]], True, "from 0"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_objects_are_waited_for_longer_than_tensors(launcher: str, program: Path) -> None:
+    """As a download is on rank 0, or a look through all songs."""
+    done, _ = launch(LAUNCHERS[launcher], program, "late")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("heard [0, 1, 2] it") == 3
 
 
 def test_a_single_process_needs_no_launcher(program: Path) -> None:
