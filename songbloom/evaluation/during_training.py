@@ -68,15 +68,28 @@ class Sung:
         return line
 
 
+def expected_of(words: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The phonemes of words, of a text or as symbols of a vocabulary; none where they are not Japanese.
+
+    Symbols that are no phonemes (tags, punctuation, padding) do not count; where those of other languages are more than
+    a tenth, nothing is expected.
+    """
+    if words is None or isinstance(words, str):
+        return phonemes.expected_phonemes(words) if words else ()
+    sounds = [symbol for symbol in words if symbol[:1].isalpha()]
+    known = tuple(symbol for symbol in sounds if symbol in phonemes.CLASS_OF)
+    return known if len(known) >= 0.9 * len(sounds) else ()
+
+
 def hear_samples(
-    audio: Tensor, sample_rate: int, lyrics: Sequence[str | None], recogniser: Recogniser | None = None
+    audio: Tensor, sample_rate: int, lyrics: Sequence[str | Sequence[str] | None], recogniser: Recogniser | None = None
 ) -> Sung:
     """Listen to sampled items.
 
     Args:
         audio: ``[N, T, C]``.
         sample_rate: of it, Hz.
-        lyrics: the words of each item, or None.
+        lyrics: the words of each item as text or as symbols of a vocabulary (:func:`expected_of`), or None.
         recogniser: who listens; the shipped one if none is given.
     """
     recogniser = recogniser or load_recogniser()
@@ -87,7 +100,7 @@ def hear_samples(
         sound = soxr.resample(samples, sample_rate, rate) if sample_rate != rate else samples
         found = recogniser.hear(sound)
         sung = phonemes.greedy(found.phonemes)
-        expected = phonemes.expected_phonemes(words) if words else ()
+        expected = expected_of(words)
         heard.append(sung)
         voice.append(float((found.voice > 0.5).mean()) if len(found.voice) else 0.0)
         scores.append(phonemes.score(sung, expected) if expected else None)
@@ -135,11 +148,14 @@ class LyricProbe:
         return sung.values
 
 
-def log_sung(logger: Logger | Any, step: int, sung: Sung, lyrics: Sequence[str | None], tag: str = "sung") -> None:
+def log_sung(
+    logger: Logger | Any, step: int, sung: Sung, lyrics: Sequence[str | Sequence[str] | None], tag: str = "sung"
+) -> None:
     """Write what was heard: the numbers under ``{tag}/…``, a verdict, and each item's words and phonemes."""
     logger.scalars({f"{tag}/{name}": value for name, value in sung.values.items()}, step)
     logger.text(f"{tag}/verdict", sung.verdict, step)
     for index, (words, heard, score) in enumerate(zip(lyrics, sung.heard, sung.scores, strict=True)):
         rate = f"phoneme error rate {score.per:.2f}, shuffled {score.per_shuffled:.2f}" if score else "no words known"
-        shown = f"```\n{words or ''}\n```\n\nheard: {' '.join(heard) or 'nothing'}\n\n{rate}"
+        asked = words if isinstance(words, str) else " ".join(words or ())
+        shown = f"```\n{asked}\n```\n\nheard: {' '.join(heard) or 'nothing'}\n\n{rate}"
         logger.text(f"{index}/{tag}", shown, step)

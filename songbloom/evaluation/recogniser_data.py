@@ -8,10 +8,9 @@ another level, another equaliser, a narrower band, and the roughness of codecs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -129,20 +128,17 @@ def frame_classes(edges: np.ndarray, classes: np.ndarray, frames: int) -> np.nda
             again = a > 0 and labels[a - 1] == index
             labels[a:b] = index
             if again and b - a > 1:
-                labels[a] = 0
+                labels[a : a + min(2, (b - a) // 2)] = 0
     return labels
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: audio float32 ``[N, T]``, class of each frame ``[N, F]``, whether there is a voice in it ``[N, F]``,
-    the phonemes one after the other and how many each item has ``[N]``."""
+    """A batch: audio float32 ``[N, T]``, class of each frame ``[N, F]``, whether there is a voice in it ``[N, F]``."""
 
     audio: Tensor
     labels: Tensor
     voice: Tensor
-    targets: Tensor
-    lengths: Tensor
 
 
 def _decibels(value: float) -> float:
@@ -200,21 +196,19 @@ class Practice:
         """Batch number ``step``; the same for the same seed."""
         rng = np.random.default_rng([self.seed, step])
         made = [self._item(rng) for _ in range(items)]
-        audio, labels, voice, targets = zip(*made, strict=True)
+        audio, labels, voice = zip(*made, strict=True)
         return Lesson(
             torch.from_numpy(np.stack(audio).astype(np.float32)),
             torch.from_numpy(np.stack(labels)),
             torch.from_numpy(np.stack(voice)),
-            torch.from_numpy(np.concatenate(targets)),
-            torch.tensor([len(target) for target in targets]),
         )
 
-    def _item(self, rng: np.random.Generator) -> tuple[Any, ...]:
+    def _item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         kind = rng.random()
         if kind < 0.15:
             audio = self._without_voice(rng)
             nothing = np.zeros(self.frames, np.int64)
-            return self._worn(rng, audio), nothing, nothing.astype(np.float32), np.zeros(0, np.int64)
+            return self._worn(rng, audio), nothing, nothing.astype(np.float32)
         song = self.songs[int(rng.choice(len(self.songs), p=self._weights))]
         factor = float(np.exp(rng.uniform(-0.18, 0.18))) if rng.random() < 0.7 else 1.0
         span = self.length / self.rate * factor
@@ -228,7 +222,7 @@ class Practice:
             assert band.backing is not None
             where = start if own else float(rng.uniform(0, max(0.0, len(band.backing) / self.rate - span)))
             backing = self._crop(band.backing, where, factor if own else 1.0)
-            softer = rng.uniform(-3, 15) if rng.random() < 0.6 else rng.uniform(3, 9)
+            softer = rng.uniform(0, 15) if rng.random() < 0.5 else rng.uniform(3, 9)
             audio = audio + backing * (_level(audio) / _level(backing) * _decibels(-softer))
         edges = (song.edges - start) / factor
         inside = (edges.mean(axis=1) > 0) & (edges.mean(axis=1) < self.frames * FRAME_SECONDS)
@@ -236,7 +230,7 @@ class Practice:
         voice = np.zeros(self.frames, np.float32)
         for a, b in np.rint(edges[inside] / FRAME_SECONDS).astype(int):
             voice[max(0, a) : max(0, b)] = 1
-        return self._worn(rng, audio), labels, voice, song.classes[inside]
+        return self._worn(rng, audio), labels, voice
 
     def _crop(self, track: np.ndarray, start: float, factor: float) -> np.ndarray:
         """Samples from ``start`` seconds on, played ``factor`` times as fast; silence beyond the ends."""
@@ -264,7 +258,9 @@ class Practice:
         return np.zeros(self.length)
 
     def _worn(self, rng: np.random.Generator, audio: np.ndarray) -> np.ndarray:
-        """Through a room, with noise, at some level."""
+        """Through a room, with noise, at some level; four of ten only at some level."""
+        if rng.random() < 0.4:
+            return audio * _decibels(rng.uniform(-24, 3)) * (0.1 / max(_level(audio), 1e-3))
         if rng.random() < 0.25:
             length = int(rng.uniform(0.05, 0.4) * self.rate)
             room = rng.standard_normal(length) * np.exp(-np.arange(length) * 6 / length)
@@ -277,28 +273,26 @@ class Practice:
 
 
 def worn_spectrum(log_mel: Tensor, rng: np.random.Generator) -> Tensor:
-    """Spectra ``[N, T, bands]`` through an equaliser, sometimes a narrower band, the roughness of codecs, and masks."""
+    """Spectra ``[N, T, bands]`` through an equaliser, a narrower band, the roughness of codecs, masks; four of ten
+    items stay as they are."""
     items, _, bands = log_mel.shape
     place = np.linspace(0, 1, bands)
     curves = np.zeros((items, 1, bands))
-    for item in range(items):
+    worn = rng.random(items) < 0.6
+    for item in np.flatnonzero(worn):
         for k in range(1, 4):
             curves[item, 0] += rng.normal(0, 1.0 / k) * np.cos(np.pi * k * place + rng.uniform(0, 6.3))
         if rng.random() < 0.2:  # a steep filter; ln(1e-4) is 40 dB
             curves[item, 0] += np.log(1e-4) * np.clip((place - rng.uniform(0.6, 1.0)) / 0.05, 0, 1)
     floor = float(np.log(1e-7))
     made = (log_mel + torch.from_numpy(curves).float()).clamp_min(floor)
-    rough = torch.from_numpy(rng.uniform(0, 0.5, (items, 1, 1)) * (rng.random((items, 1, 1)) < 0.4)).float()
+    rough = torch.from_numpy(
+        rng.uniform(0, 0.5, (items, 1, 1)) * (worn & (rng.random(items) < 0.6))[:, None, None]
+    ).float()
     noise = torch.from_numpy(rng.standard_normal(tuple(made.shape), dtype=np.float32))
     made = made + rough * noise
-    for item in range(items):
-        if rng.random() < 0.3:
+    for item in np.flatnonzero(worn):
+        if rng.random() < 0.5:
             first = int(rng.integers(0, bands - 6))
             made[item, :, first : first + int(rng.integers(2, 7))] = floor
     return made
-
-
-def lessons(practice: Practice, first: int, last: int, items: int) -> Iterator[Lesson]:
-    """Lessons ``first`` to ``last`` (excluded)."""
-    for step in range(first, last):
-        yield practice.lesson(step, items)

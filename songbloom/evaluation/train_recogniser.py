@@ -53,7 +53,7 @@ KNOBS = Knobs(
         "training",
         "How",
         output=Knob("", "File for the weights (.npz), needed; what it was trained on lies beside it as JSON"),
-        steps=Knob(1350, "Optimiser steps", minimum=1),
+        steps=Knob(1200, "Optimiser steps", minimum=1),
         bs=Knob(6, "Crops a step", minimum=1),
         seconds=Knob(6.0, "Of a crop", minimum=1.0),
         lr=Knob(2e-3, "Highest learning rate (AdamW; a twentieth of the steps up, then a cosine down)", minimum=1e-8),
@@ -62,31 +62,23 @@ KNOBS = Knobs(
         help=Knob(False, "Print this, and stop"),
     ),
 )
-CTC_FROM = 0.5  # of the steps
-CTC_WEIGHT = 0.3
 USAGE = "usage: python -m songbloom.evaluation.train_recogniser --data_jsonl=FILE[,FILE] --output=FILE [--key=value …]"
 
 
-def loss_of(recogniser: Recogniser, lesson: Lesson, log_mel: torch.Tensor, share: float) -> tuple[torch.Tensor, ...]:
-    """The loss, and its parts: CTC a phoneme (weighed by ``share``), cross-entropy of frames, and of the voice.
+def loss_of(recogniser: Recogniser, lesson: Lesson, log_mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The loss, and its parts: cross-entropy of frames, and of the voice.
 
-    The classes of frames are one of CTC's paths. They teach first: CTC alone spends its first thousands of steps on
-    blanks, and pulls the frames with it.
+    The classes of frames are one of CTC's paths (:func:`frame_classes`), the one that the exact times of synthesised
+    singing tell. CTC's own loss, which sums over all paths, first collapses to blanks and needs far longer.
     """
     logits, voice, _ = recogniser(log_mel)
     framed = F.cross_entropy(logits.flatten(0, 1), lesson.labels.flatten())
     present = F.binary_cross_entropy_with_logits(voice, lesson.voice)
-    ctc = logits.new_zeros(())
-    if share > 0 and len(lesson.targets):
-        frames = torch.full((len(logits),), logits.shape[1])
-        paths = logits.log_softmax(-1).transpose(0, 1)
-        ctc = F.ctc_loss(paths, lesson.targets, frames, lesson.lengths, reduction="sum", zero_infinity=True)
-        ctc = ctc / len(lesson.targets)
-    return framed + present + share * ctc, ctc.detach(), framed.detach(), present.detach()
+    return framed + present, framed.detach(), present.detach()
 
 
 def train(recogniser: Recogniser, practice: Practice, options: Mapping[str, Any]) -> Iterator[dict[str, float]]:
-    """Train in place; gives mean losses every ``log_steps`` steps."""
+    """Train in place; gives mean losses every ``log_steps`` steps, with the averaged weights in place."""
     steps, lr = int(options["steps"]), float(options["lr"])
     matrices: list[torch.nn.Parameter] = [p for p in recogniser.parameters() if p.ndim > 1]
     others = [p for p in recogniser.parameters() if p.ndim <= 1]
@@ -104,7 +96,7 @@ def train(recogniser: Recogniser, practice: Practice, options: Mapping[str, Any]
         with torch.no_grad():
             log_mel = recogniser.log_mel(lesson.audio)
             log_mel = worn_spectrum(log_mel, np.random.default_rng([practice.seed, step, 1]))
-        loss, *parts = loss_of(recogniser, lesson, log_mel, CTC_WEIGHT * float(progress >= CTC_FROM))
+        loss, *parts = loss_of(recogniser, lesson, log_mel)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(recogniser.parameters(), 1.0)
@@ -117,7 +109,10 @@ def train(recogniser: Recogniser, practice: Practice, options: Mapping[str, Any]
                 averaged[name].lerp_(tensor, 1 - keep)
         told.append([float(loss.detach()), *map(float, parts)])
         if (step + 1) % int(options["log_steps"]) == 0 or step + 1 == steps:
-            yield {"step": step + 1, **dict(zip(("loss", "ctc", "frames", "voice"), np.mean(told, 0), strict=True))}
+            raw = {name: tensor.detach().clone() for name, tensor in recogniser.state_dict().items()}
+            recogniser.load_state_dict(averaged)
+            yield {"step": step + 1, **dict(zip(("loss", "frames", "voice"), np.mean(told, 0), strict=True))}
+            recogniser.load_state_dict(raw)
             told = []
     recogniser.load_state_dict(averaged)
     recogniser.eval()
@@ -207,15 +202,16 @@ def run(options: Hyperparams) -> Path:
         torch.default_generator.manual_seed(options.seed)
         recogniser = Recogniser()
     practice = Practice(songs, recogniser.config, options.seconds, options.seed)
-    for line in train(recogniser, practice, options):
-        words = " ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step")
-        print(f"step {line['step']}: {words}, {time.process_time() - spent:.0f} s of CPU", flush=True)
     training = {name: options[name] for name in ("steps", "bs", "seconds", "lr", "seed", "held_out")}
-    facts |= {"cpu_seconds": round(time.process_time() - spent, 1), "version": __version__, "torch": torch.__version__}
+    facts |= {"version": __version__, "torch": torch.__version__}
     facts["parameters"] = sum(p.numel() for p in recogniser.parameters())
     output = Path(options.output)
     about: dict[str, Any] = {"trained_with": training, "data": facts, "measured": {}}
-    save_recogniser(output, recogniser, about)
+    for line in train(recogniser, practice, options):
+        words = " ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step")
+        print(f"step {line['step']}: {words}, {time.process_time() - spent:.0f} s of CPU", flush=True)
+        facts |= {"steps_done": int(line["step"]), "cpu_seconds": round(time.process_time() - spent, 1)}
+        save_recogniser(output, recogniser, about)  # a run that is stopped leaves what it had
     if held:
         measured = measure(load_recogniser(output), held)  # as rounded for the file
         save_recogniser(output, recogniser, {**about, "measured": measured})
