@@ -18,7 +18,7 @@ from torch import nn
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import Hyperparams, architecture_keys
+from songbloom.hyperparams import COMMAND_LINE, Hyperparams, architecture_keys
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.prior import Prior, PriorConfig
@@ -437,6 +437,28 @@ def make_songbloom(
     return SketchedCodec(vae, tokeniser, prior.config.l_bins), prior
 
 
+def complete_songbloom(hps: Hyperparams) -> None:
+    """Write into the settings of a SongBloom training what follows from the weights that it begins with.
+
+    That is the architecture and vocabulary of ``restore_prior``, unless the command line says otherwise, and where the
+    VAE is, if ``restore_vae`` doesn't tell.
+
+    Raises:
+        UserError: the weights are not there or cannot be read, or nothing says where the VAE is.
+    """
+    if hps.restore_prior:
+        local = fetch(hps.restore_prior)
+        content = open_weights(local, verify=False).content
+        given = [key for key, source in hps.sources.items() if source == COMMAND_LINE]
+        _as_trained(hps, str(local), "prior", dict.fromkeys(given))
+        saved = content.get("hps") or {}
+        if not hps.restore_vae and published_songbloom.is_published(content):
+            hps.restore_vae = hub.codec_of(local, content)
+        hps.restore_vae = hps.restore_vae or saved.get("restore_vae", "")
+    if not hps.restore_vae:
+        raise UserError("a SongBloom prior learns latents of a trained VAE: give --restore_vae=FILE (docs/vae.md)")
+
+
 def _check_codec(hps: Mapping[str, Any], vae: VAE) -> None:
     """Refuse latents of another VAE than the prior was trained on, where its checkpoint remembers which."""
     if hps["restore_prior"]:
@@ -466,12 +488,8 @@ def _songbloom_sources(
     given = checkpoints.get(vae_set) or overrides.get("restore_vae")
     if given:
         sources[vae_set] = str(given)
-    elif there and published_songbloom.codec_state(content):
-        sources[vae_set] = prior
-    elif there and (found := hub.beside(local, hub.CODEC)) is not None:
-        sources[vae_set] = str(found)
     elif there:
-        raise UserError(f"{local}: holds no VAE: put {hub.CODEC} beside it, or give --restore_vae=FILE")
+        sources[vae_set] = hub.codec_of(local, content)
     elif saved.get("restore_vae") and downloads.target_of(saved["restore_vae"]).is_file():
         sources[vae_set] = saved["restore_vae"]
     else:
@@ -547,7 +565,7 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     content = open_weights(local, verify=False).content  # restoring verifies it
     saved = content.get("hps")
     if values.get("songbloom") and published_songbloom.is_published(content):
-        _as_published(values, local, overrides)
+        values.update({key: value for key, value in hub.settings_of(local).items() if key not in overrides})
     if content.get("kind") != kind or not isinstance(saved, Mapping):
         return
     for key in (*architecture_keys(kind, saved), *_OF_LYRICS):
@@ -556,17 +574,6 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     for key in (LABEL_IDS, LYRIC_SYMBOLS, SKETCH_DIGEST):
         if key in saved:
             values[key] = saved[key]
-
-
-def _as_published(values: MutableMapping[str, Any], weights: Path, overrides: Mapping[str, Any]) -> None:
-    """Take settings and vocabulary of published SongBloom weights from the files beside them."""
-    told: dict[str, Any] = dict(hub.settings_of(weights))
-    words = hub.beside(weights, hub.VOCABULARY)
-    if words is not None:
-        told["lyrics_vocab"] = str(words)
-    for key, value in told.items():
-        if key not in overrides:
-            values[key] = value
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 from hparams import metadata_hook, training_command
 from make_models import (
     SKETCH_DIGEST,
+    complete_songbloom,
     fetch,
     fingerprint,
     make_prior,
@@ -68,6 +69,7 @@ from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
 
 # An adapter's A learns nothing while its B is zero; own rows learn where their symbols are sung.
+ANY_LENGTH = 1 << 40  # frames; sketches of other lengths are cut, and told by the encoder
 ZERO_AT_FIRST = (".A", ".rows.values")
 
 
@@ -171,6 +173,8 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         prompt_samples=hps.prompt_frames * codec.hop_lengths[0],
     )
     encoded = encoder.songs(training, say), encoder.songs(validation, say)
+    if encoder.mismatches:
+        say(f"note: {len(encoder.mismatches)} sketches have other lengths than their latents; both are cut")
     if hps.verify_lengths:
         for line in encoder.verify([*encoded[0], *encoded[1]], hps.verify_lengths_max):
             say(line)
@@ -212,6 +216,7 @@ def start_of(hps: Hyperparams) -> None:
         raise UserError(
             "--lora needs the weights that are adapted: give --init_from_pretrained or --restore_prior=FILE"
         )
+    complete_songbloom(hps)
     if hps.lr_use_cosine_decay and hps.train_steps and hps.sources.get("lr_decay") == DEFAULT_SOURCE:
         hps.lr_decay = float(max(1, hps.train_steps - hps.lr_start_linear_decay))
 
@@ -228,6 +233,7 @@ def check_data(hps: Hyperparams) -> None:
         sample_rate=hps.sr,
         min_seconds=hps.patch_size / 25,
         sketch_codes=hps.l_bins,
+        sketch_slack=2 if hps.require_length_match else ANY_LENGTH,
         prompt_seconds=hps.prompt_frames / 25,
         need_lyrics=False,
         need_sketch=hps.sketch_mode == "precomputed",

@@ -202,7 +202,7 @@ class Encoder:
             UserError: on every rank, what any of them met.
         """
         place = distributed.world()
-        problem = ""
+        problem, before = "", list(self.mismatches)
         try:
             for number, song in enumerate(songs):
                 if number % place.size == place.rank:
@@ -214,13 +214,12 @@ class Encoder:
         problems = [each for each in distributed.gather_objects(problem) if each]
         if problems:
             raise UserError(problems[0])
-        seen = len(self.mismatches)
+        self.mismatches = before
         counts = self.cache.counts
         hits, made = counts.hits, counts.made
         self.cache = _reading(self.cache)
         encoded = [self.encode(song) for song in songs]
         counts.hits, counts.made = hits, made  # what was asked for once counts once
-        self.mismatches = self.mismatches[seen:]
         return encoded
 
     def encode(self, song: Song) -> EncodedSong:

@@ -29,15 +29,24 @@ class Logger:
         max_log: number of clips written at most under one tag.
         max_len: seconds of a clip at most.
         resumed_at: the step that training goes on from; what an earlier process wrote beyond it is hidden.
+        also: hears scalars and audio too (:class:`songbloom.training.wandb_log.WandbLog`).
     """
 
     def __init__(
-        self, folder: Path, *, sample_rate: int, max_log: int = 32, max_len: float = 24, resumed_at: int | None = None
+        self,
+        folder: Path,
+        *,
+        sample_rate: int,
+        max_log: int = 32,
+        max_len: float = 24,
+        resumed_at: int | None = None,
+        also: Any = None,
     ) -> None:
         self.sample_rate = sample_rate
         self.max_log = max_log
         self.max_len = max_len
         self._writer: Any = None
+        self._also = also
         if distributed.world().is_main:
             from tensorboardX import SummaryWriter
 
@@ -49,6 +58,8 @@ class Logger:
         if self._writer is not None:
             for key, value in values.items():
                 self._writer.add_scalar(key, value, step)
+        if self._also is not None:
+            self._also.scalars(values, step)
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """Write text (shown as Markdown)."""
@@ -75,6 +86,8 @@ class Logger:
         clips = audio[: self.max_log, :longest].detach().float().cpu()
         for i, clip in enumerate(torch.nan_to_num(clips).clamp(-1, 1).numpy()):
             self._writer.add_audio(f"{i}/{tag}", clip, step, sample_rate=self.sample_rate)
+            if self._also is not None:
+                self._also.audio(f"{i}/{tag}", clip, step, self.sample_rate)
             picture = np.asarray(mel_picture(clip.mean(axis=1), self.sample_rate))
             self._writer.add_image(f"{i}/{tag}", picture, step, dataformats="HWC")
 
@@ -88,6 +101,9 @@ class Logger:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._also is not None:
+            self._also.close()
+            self._also = None
 
 
 class Averages:

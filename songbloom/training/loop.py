@@ -27,6 +27,7 @@ from songbloom.training.optim import clipped_scale, gradient_norm
 from songbloom.training.state import TrainingState
 from songbloom.training.stopping import Interruption
 from songbloom.training.tasks import Batch, evaluating
+from songbloom.training.wandb_log import WandbLog
 
 TIME_IS_UP = "its time is used up (budget_minutes)"
 HOPELESS = 200  # steps skipped in a row after which training gives up
@@ -56,6 +57,7 @@ class Trainer:
             max_log=self.hps["max_log"],
             max_len=self.hps["max_len"],
             resumed_at=state.step,
+            also=WandbLog(self.hps, folder) if self.hps["wandb"] and self.world.is_main else None,
         )
         self.logger.settings(self.hps, state.step)
         self.progress = Progress(self.task.shown, self._seconds_left)

@@ -6,10 +6,14 @@ also where to put it by hand; only if it is not there, and the ``huggingface_hub
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError
+from songbloom.published.songbloom.prior import codec_state, settings_from_published
+from songbloom.published.songbloom.yaml_files import read_settings
 
 SCHEME = "hf://"
 SETTINGS, VOCABULARY = ".yaml", "vocab_g2p.yaml"
@@ -91,24 +95,41 @@ def beside(weights: Path, name: str) -> Path | None:
     return found if found.is_file() else None
 
 
-def settings_of(weights: Path) -> dict[str, object]:
-    """What the yaml beside published weights says of the prior, by our hyperparameters' names; often nothing.
+def codec_of(weights: Path, content: Mapping[str, Any]) -> str:
+    """The file of the VAE that belongs to published weights: the same one, or the VAE's own beside it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if codec_state(content):
+        return str(weights)
+    found = beside(weights, CODEC)
+    if found is None:
+        raise UserError(f"{weights}: holds no VAE: put {CODEC} beside it, or give --restore_vae=FILE")
+    return str(found)
+
+
+def settings_of(weights: Path) -> dict[str, Any]:
+    """What the files beside published weights say of the prior, by our hyperparameters' names.
+
+    The yaml of the same name tells shapes, ``vocab_g2p.yaml`` is the vocabulary; either may be missing.
 
     Raises:
         UserError: the yaml cannot be read.
     """
-    from songbloom.published.songbloom.prior import settings_from_published
-    from songbloom.published.songbloom.yaml_files import read_settings
-
+    told: dict[str, Any] = {}
+    words = beside(weights, VOCABULARY)
+    if words is not None:
+        told["lyrics_vocab"] = str(words)
     found = beside(weights, weights.stem + SETTINGS)
     if found is None:
-        return {}
+        return told
     content = read_settings(found)
-    settings = settings_from_published(content["model"] if isinstance(content.get("model"), dict) else content)
+    told |= settings_from_published(content["model"] if isinstance(content.get("model"), Mapping) else content)
     for derived in ("lyric_vocabulary", "structure_tokens", "section_token", "sentence_token"):
-        settings.pop(derived, None)  # these follow from the vocabulary
-    if "latent_width" in settings:
-        settings["vae_latent_dim"] = settings.pop("latent_width")
+        told.pop(derived, None)  # these follow from the vocabulary
+    if "latent_width" in told:
+        told["vae_latent_dim"] = told.pop("latent_width")
     if isinstance(content.get("max_dur"), (int, float)):
-        settings["sample_length_in_seconds"] = content["max_dur"]
-    return settings
+        told["sample_length_in_seconds"] = content["max_dur"]
+    return told
