@@ -16,8 +16,8 @@ from songbloom.audio.files import probe, read_audio, write_wav
 from songbloom.data.check import CheckSettings, check_songs
 from songbloom.data.command import Parser
 from songbloom.data.fields import path_for
-from songbloom.data.prepare import words
-from songbloom.data.prepare.words import Phrase
+from songbloom.data.prepare import layout
+from songbloom.data.prepare.layout import Phrase
 from songbloom.data.sound_facts import SILENCE
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
@@ -90,7 +90,7 @@ def add_options(parser: Parser) -> None:
         "--no_skip_empty_lyrics", "--no-skip-empty-lyrics", dest="skip_empty_lyrics", action="store_false",
         help="keep songs without words, as [inst]",
     )  # fmt: skip
-    parser.option("section_gap", type=float, default=words.GAP, help="seconds without words that make a section")
+    parser.option("section_gap", type=float, default=layout.GAP, help="seconds without words that make a section")
     parser.option("no_lengths", action="store_true", help="write [verse], not [verse 24.5s]")
 
 
@@ -227,14 +227,14 @@ def _row(material: Material, choices: Choices, terms: Terms, prompt: Path, notic
     info = probe(material.audio)
     phrases = _phrases(material, info.duration, notices)
     if choices.clean_japanese and material.language == "ja":
-        phrases = words.clean_japanese(phrases)
+        phrases = layout.clean_japanese(phrases)
     has_words = any(phrase.text for phrase in phrases)
     if not has_words:
         if choices.skip_empty_lyrics:
             raise LeftOut("has no words (--no_skip_empty_lyrics keeps such songs)")
         phrases = []
-    parts = words.parts_of(phrases, info.duration, choices.section_gap)
-    lyrics = words.written(parts, lengths=choices.lengths) or "[inst]\n"
+    parts = layout.parts_of(phrases, info.duration, choices.section_gap)
+    lyrics = layout.written(parts, lengths=choices.lengths) or "[inst]\n"
     row: dict[str, Any] = {
         "idx": material.idx,
         "audio_path": path_for(material.audio, choices.output_dir),
@@ -247,9 +247,11 @@ def _row(material: Material, choices: Choices, terms: Terms, prompt: Path, notic
     }
     row.setdefault("group", material.idx)
     for key in ("musicxml_path", "lab_path", "lrc_path"):
-        if key in row:
+        if key in row and notices:
+            del row[key]  # its times are not those of the recording
+        elif key in row:
             row[key] = path_for(Path(row[key]), choices.output_dir)
-    timed = words.as_timed([phrase for part in parts for phrase in part.phrases])
+    timed = layout.as_timed([phrase for part in parts for phrase in part.phrases])
     if timed:
         row["phrases"] = [{"start": round(p.start, 3), "end": round(p.end, 3), "text": p.text} for p in timed]
         row["sections"] = [{"tag": p.tag, "start": p.start, "end": p.end} for p in parts]
@@ -262,36 +264,36 @@ def _row(material: Material, choices: Choices, terms: Terms, prompt: Path, notic
 def _phrases(material: Material, seconds: float, notices: list[str]) -> list[Phrase]:
     """The song's lines, with times that were compared with the recording where that is possible."""
     if material.timed is None:
-        return words.lines_of(material.text or "")
+        return layout.lines_of(material.text or "")
     if material.text is None:
-        phrases = words.timed_lines(material.timed)
+        phrases = layout.timed_lines(material.timed)
     else:
         try:
-            phrases = words.matched(material.text, material.timed)
+            phrases = layout.matched(material.text, material.timed)
         except UserError as error:
             notices.append(f"times are left out: {error}")
-            return words.lines_of(material.text)
-    timed = words.as_timed(phrases)
+            return layout.lines_of(material.text)
+    timed = layout.as_timed(phrases)
     if timed and material.voice_alone and not material.trusted_times:
         loud = _loud(material.audio)
-        shift, agree = words.shift_of(loud, _STEP, [(p.start, p.end) for p in timed])
+        shift, agree = layout.shift_of(loud, _STEP, [(p.start, p.end) for p in timed])
         if agree < _AGREES:
             notices.append(f"times are left out: score and voice agree in only {agree:.0%} of the recording")
-            return words.without_times(phrases)
+            return layout.without_times(phrases)
         if abs(shift) > 0.25:
             notices.append(f"the voice is {abs(shift):.1f} s {'later' if shift > 0 else 'earlier'} than the score")
-            phrases = words.moved(phrases, shift)
+            phrases = layout.moved(phrases, shift)
     return _inside(phrases, seconds, notices)
 
 
 def _inside(phrases: list[Phrase], seconds: float, notices: list[str]) -> list[Phrase]:
     """Times that end with the sound; none at all if they go far beyond it."""
-    timed = words.as_timed(phrases)
+    timed = layout.as_timed(phrases)
     last = max((phrase.end for phrase in timed), default=0.0)
     late = [phrase for phrase in timed if phrase.start >= seconds - 0.05]
     if late or last > seconds + 2.0:
         notices.append(f"times are left out: words end at {last:.1f} s, and the recording at {seconds:.1f} s")
-        return words.without_times(phrases)
+        return layout.without_times(phrases)
     return [
         phrase
         if phrase.start is None or phrase.end is None

@@ -7,7 +7,7 @@ import unicodedata
 from songbloom.lyrics.morae import KANA_OF, LONG, as_hiragana
 
 _VOWELS = "aiueo"
-_OTHERS = {
+KUNREI_AND_OTHERS = {
     "si": "シ", "ti": "チ", "tu": "ツ", "hu": "フ", "zi": "ジ", "di": "ヂ", "du": "ヅ", "wo": "ヲ",
     "sya": "シャ", "syu": "シュ", "syo": "ショ", "tya": "チャ", "tyu": "チュ", "tyo": "チョ",
     "zya": "ジャ", "zyu": "ジュ", "zyo": "ジョ", "jya": "ジャ", "jyu": "ジュ", "jyo": "ジョ",
@@ -16,7 +16,7 @@ _OTHERS = {
 _SPELLINGS = {
     "".join(phonemes): kana for phonemes, kana in KANA_OF.items() if len(phonemes) == 2 or phonemes[0] in _VOWELS
 }
-_SPELLINGS |= _OTHERS
+_SPELLINGS |= KUNREI_AND_OTHERS
 _LONGEST = max(map(len, _SPELLINGS))
 
 

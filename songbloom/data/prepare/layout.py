@@ -11,8 +11,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from songbloom.errors import UserError
-from songbloom.lyrics.morae import KANA_OF, as_hiragana, group_phonemes, is_kana
+from songbloom.lyrics.morae import KANA_OF, as_hiragana, group_phonemes
 from songbloom.lyrics.structure import find_tags
 from songbloom.lyrics.timed_text import Timed, TimedText
 from songbloom.lyrics.timing import token_times
@@ -131,7 +130,8 @@ def kana_of(phonemes: Sequence[str]) -> str:
 def matched(text: str, timed: TimedText) -> list[Phrase]:
     """The lines of ``text`` with the times of ``timed``, which may be phonemes or words written in another way.
 
-    Where the times are phonemes of a recording and a line is written in kana, the line becomes what was sung: は as わ.
+    Where the times are phonemes of a recording, and a line would be read in another way, it gets the reading that was
+    sung: ``｜私は{わたしわ}``.
 
     Raises:
         UserError: the times are of other words; or a tag's mistake.
@@ -191,13 +191,15 @@ def _in_order(spans: list[tuple[float | None, float | None]]) -> list[tuple[floa
 
 
 def _as_sung(phrase: Phrase, timed: TimedText) -> Phrase:
-    """A line in kana with the sounds that a label file has in its time."""
-    if phrase.start is None or phrase.end is None or not is_kana(_LETTERS.sub("", phrase.text)):
+    """A line with the reading that a label file has in its time, where the line would be read in another way."""
+    if phrase.start is None or phrase.end is None or not phrase.text or set(phrase.text) & set("{}｜"):
         return phrase
     heard = [piece.text for piece in timed if phrase.start <= (piece.start + piece.end) / 2 < phrase.end]
-    read = vocabulary("ja_phonemes").tokenize(phrase.text).phonemes
+    read = list(vocabulary("ja_phonemes").tokenize(phrase.text).phonemes)
     alike = SequenceMatcher(None, heard, read, autojunk=False).ratio()
-    return phrase if list(read) == heard or alike < 0.6 else replace(phrase, text=kana_of(heard))
+    if heard == read or not alike >= 0.6:
+        return phrase
+    return replace(phrase, text=f"｜{phrase.text}{{{kana_of(heard)}}}")
 
 
 def clean_japanese(phrases: Sequence[Phrase]) -> list[Phrase]:
@@ -226,18 +228,18 @@ def shift_of(
         most: seconds to look for.
 
     Returns:
-        The shift in seconds (the smallest of those that agree best), and the share of steps that agree: 1 is all.
+        The shift in seconds (the middle of those that agree best), and the share of steps that agree: 1 is all.
     """
     reach = round(most / step)
     mask = np.zeros(len(loud) + 2 * reach, bool)
     for start, end in spans:
         mask[max(0, round(start / step) + reach) : max(0, round(end / step) + reach)] = True
     shares = [
-        (float((mask[reach - shift : reach - shift + len(loud)] == loud).mean()), -abs(shift), shift)
-        for shift in range(-reach, reach + 1)
+        float((mask[reach - shift : reach - shift + len(loud)] == loud).mean()) for shift in range(-reach, reach + 1)
     ]
-    share, _, shift = max(shares)
-    return shift * step, share
+    best = max(shares)
+    ties = [place - reach for place, share in enumerate(shares) if share >= best - 1e-6]
+    return ties[len(ties) // 2] * step, best
 
 
 def moved(phrases: Sequence[Phrase], shift: float) -> list[Phrase]:
@@ -352,8 +354,3 @@ def written(parts: Sequence[Part], *, lengths: bool = True) -> str:
 def as_timed(phrases: Sequence[Phrase]) -> list[Timed]:
     """The phrases whose times are known."""
     return [Timed(p.text, p.start, p.end) for p in phrases if p.text and p.start is not None and p.end is not None]
-
-
-def said_why(error: UserError, left_out: str) -> str:
-    """Why something of a song is left out, in one line."""
-    return f"{left_out}: {error}"
