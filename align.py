@@ -271,7 +271,12 @@ def align(options: Hyperparams) -> Path:
 
     Returns:
         The page.
+
+    Raises:
+        UserError: the run cannot be aligned; there are several ranks, which would hold its folder against each other.
     """
+    if world().size > 1:
+        raise UserError("align.py --name works in one process: start it without mpiexec")
     folder = Path(options.name)
     run, levels = reopen(folder)
     model = load(run_options(run, options))

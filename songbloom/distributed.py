@@ -275,8 +275,8 @@ def _broadcast_plain(value: Any, source: int = 0) -> Any:
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """The object that rank ``source`` gave (pickled between the ranks of one run, never from a file); the others wait for
-    it as long as it takes."""
+    """The object that rank ``source`` gave (pickled between the ranks of one run, never from a file); the others wait
+    for it as long as it takes."""
     return _broadcast_plain(value, source) if world().size > 1 else value
 
 

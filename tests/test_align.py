@@ -20,6 +20,7 @@ import align
 from hparams import setup_hparams
 from make_models import MODELS, make_labeller, make_prior, make_vqvae, save
 from songbloom.data.label_tables import LabelTables
+from songbloom.distributed import World
 from songbloom.errors import UserError
 from songbloom.lyrics.lrc import read_lrc
 from songbloom.sampling import heads
@@ -194,6 +195,12 @@ def changed(place: Path, folder: Path, change: Callable[[LevelData], LevelData])
     run.open()
     run.write_level(0, data, 1.0)
     return folder
+
+
+def test_ranks_do_not_share_a_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "world", lambda: World(rank=1, size=2))
+    with pytest.raises(UserError, match="works in one process: start it without mpiexec"):
+        align.align(options(place, f"--name={place / 'run'}"))
 
 
 def test_runs_without_words(place: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from songbloom.data.label_tables import LabelTables, table_files
 from songbloom.data.labels import Labeller
+from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
@@ -46,7 +47,7 @@ def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] 
     Args:
         hps: the prior's settings (:func:`settings_of`). ``label_tables`` counts where its checkpoint has no tables.
         prior: its sizes are enough.
-        notice: hears of names that the tables don't know.
+        notice: hears of names that the tables don't know, and of a ``label_tables`` that is not read.
 
     Raises:
         UserError: there are no tables, or they hold more names than the prior.
@@ -57,6 +58,8 @@ def make_labeller(hps: Hyperparams, prior: Prior, notice: Callable[[str], None] 
     version, path = version_of(hps), str(hps.restore_prior)
     if LABEL_IDS in hps:
         tables: LabelTables | None = LabelTables.from_plain(hps[LABEL_IDS])
+        if hps.label_tables:
+            (notice or say)(f"note: {hps.label_tables} is not read: {path} holds the ids that it was trained with")
     elif hps.label_tables:
         tables = LabelTables.read_folder(hps.label_tables, version)
     else:

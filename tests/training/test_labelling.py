@@ -169,6 +169,15 @@ def test_sampling_needs_no_other_files(tmp_path: Path, songs: Path, codec: str) 
     labeller = make_models.make_labeller(settings, prior)
     assert labeller is not None and labeller.vocabulary.name == "ja_kana" and labeller.width == prior.label_width
     assert labeller.tables.artists["宇多田"] == 3 and labeller.options["english"] == "letters"
+    told: list[str] = []
+    make_models.make_labeller(settings, prior, told.append)
+    assert told == []
+    settings.label_tables = str(tmp_path)
+    make_models.make_labeller(settings, prior, told.append)
+    (line,) = told
+    assert line.startswith(f"note: {tmp_path} is not read: ") and line.endswith(
+        "holds the ids that it was trained with"
+    )
     settings.lyrics_vocab = "v2"
     with pytest.raises(UserError, match=r"was trained with a vocabulary of .* symbols, and 'v2' has 80"):
         make_models.make_labeller(settings, prior)
