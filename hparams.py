@@ -81,7 +81,10 @@ DATA = group(
         None, "Shortest usable song, in seconds; None: one chunk. Lower end of timing labels", kind="float"
     ),
     max_duration=Knob(
-        None, "Longest usable song (exclusive), in seconds; None: no limit. Upper end of timing labels", kind="float"
+        None,
+        "Longest usable song (exclusive), in seconds; None: no limit. Upper end of timing labels. Of a SongBloom prior "
+        "the longest segment: longer songs are cut",
+        kind="float",
     ),
     n_tokens=Knob(0, "Lyric characters shown to the prior with each chunk; 0: no lyrics", minimum=0),
     n_vocab=Knob(0, "Size of the lyric vocabulary; it follows from --lyrics_vocab", minimum=0),
@@ -568,6 +571,15 @@ SONGBLOOM_DATA = group(
     rebuild_cache=Knob(False, "Make what the cache holds anew"),
     cache_dir=Knob("", "Folder of that cache; empty: $SONGBLOOM_CACHE/training"),
     cache_only=Knob(False, "Fill the cache and stop"),
+    local_dir=Knob("", "Folder of downloaded weights; empty: $SONGBLOOM_CACHE, or ~/.cache/songbloom"),
+    overwrite_split=Knob(False, "Make the split anew", ignored="a split follows from songs, share and seed each time"),
+    log_length_mismatch=Knob(False, "Tell lengths that differ", ignored="they are always told"),
+    max_mismatch_logs=Knob(20, "How many of them", ignored="they are counted; --verify_lengths names some"),
+    muq_device=Knob("", "Where MuQ computes", ignored="it computes where the prior does"),
+    muq_freeze_codebook=Knob(True, "Keep the codebook", ignored="it never changes while a prior is trained"),
+    devices=Knob(1, "Devices", ignored="start one rank for each: mpiexec -n 4 python train.py …"),
+    strategy=Knob("auto", "Way of sharing work", ignored="ranks share it"),
+    lyric_processor=Knob("phoneme", "What lyrics become", ignored="--lyrics_vocab decides"),
     init_from_pretrained=Knob(
         None,
         "Begin with the weights that the set or --restore_prior names, which must be; off: from scratch; None: with "
