@@ -17,7 +17,6 @@ from songbloom.data.fields import located
 from songbloom.data.findings import Report, SongFacts
 from songbloom.data.manifest import record_of
 from songbloom.data.sound_facts import Memory, SoundFacts
-from songbloom.distributed import broadcast_object, say, world
 from songbloom.errors import UserError
 from songbloom.files import write_text
 from songbloom.lyrics.song import LANGUAGES
@@ -81,6 +80,8 @@ def check_before_training(*files: str | Path, settings: CheckSettings = _DEFAULT
     Raises:
         UserError: on every rank, if there is an error; or as :func:`check_songs`.
     """
+    from songbloom.distributed import broadcast_object, say, world  # loads torch, which the command need not
+
     answer: Report | str | None = None
     if world().is_main:
         try:

@@ -31,7 +31,6 @@ from songbloom.lyrics.structure import find_tags
 from songbloom.lyrics.timing import TimedText, from_phrases, read_timed, token_times
 from songbloom.lyrics.tokens import Problem, Tokens
 from songbloom.lyrics.vocabulary import CharacterVocabulary, vocabulary
-from songbloom.sketch.files import checked_sketch, read_sketch
 
 MOST_PROBLEMS = 5
 """Problems of one song's words that are named one by one."""
@@ -401,6 +400,11 @@ class Rules:
             if self._settings.need_sketch:
                 self._note(row, "error", "missing field", "lacks sketch_path, which --sketch_mode=precomputed needs")
             return
+        from songbloom.sketch.files import (
+            checked_sketch,
+            read_sketch,
+        )  # loads torch, which songs without sketches spare
+
         try:
             if inline is not None:
                 if not isinstance(inline, list):
