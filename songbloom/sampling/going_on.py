@@ -12,6 +12,8 @@ from songbloom.sampling.page import PageCommand
 _KEPT = (
     *("hps", "restore_vqvae", "restore_prior", "local_logdir", "label_tables"),
     *("temp", "top_k", "top_p", "hop_fraction", "max_batch_size", "chunk_size", "precision", "quantize", "device"),
+    *("restore_vae", "restore_sketch", "cfg_coef", "dit_cfg_type", "steps", "sampler", "diff_temp", "penalty"),
+    *("penalty_window", "window_patches", "compatibility", "language", "seconds_per_tag", "output_format"),
 )
 BRANCHES = 4  # ways on that a page proposes
 
