@@ -52,6 +52,7 @@ from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Hyperparams
 from songbloom.lora.training import adapt
 from songbloom.lora.words import base_words
 from songbloom.published.fetch import cache_folder as downloads_folder
+from songbloom.published.fetch import use_cache_folder
 from songbloom.sampling.songbloom_labels import SongLabeller
 from songbloom.sampling.songbloom_options import usual_generation
 from songbloom.sketch.codec import SketchedCodec
@@ -216,7 +217,10 @@ def start_of(hps: Hyperparams) -> None:
         raise UserError(
             "--lora needs the weights that are adapted: give --init_from_pretrained or --restore_prior=FILE"
         )
+    use_cache_folder(hps.local_dir)
     complete_songbloom(hps)
+    if hps.max_duration:
+        hps.sample_length = round(hps.max_duration * 25) * (hps.sr // 25)
     if hps.lr_use_cosine_decay and hps.train_steps and hps.sources.get("lr_decay") == DEFAULT_SOURCE:
         hps.lr_decay = float(max(1, hps.train_steps - hps.lr_start_linear_decay))
 
@@ -264,8 +268,10 @@ def songbloom_set(hps: Hyperparams, codec: SketchedCodec, cache: Cache, songs: S
     """The data set of encoded songs; None of none."""
     if not songs:
         return None
+    if not any(song.frames >= 25 * (hps.min_duration or 0) for song in songs):
+        raise UserError(f"min_duration={hps.min_duration:g} s leaves none of {len(songs)} songs: lower it")
     made = SongBloomDataset(
-        songs,
+        [song for song in songs if song.frames >= 25 * (hps.min_duration or 0)],
         cache,
         segment=codec.frames(hps.sample_length or round(hps.sample_length_in_seconds * codec.sample_rate)),
         patch_size=hps.patch_size,
@@ -275,8 +281,9 @@ def songbloom_set(hps: Hyperparams, codec: SketchedCodec, cache: Cache, songs: S
         strategy=hps.segment_strategy,
         seed=hps.seed,
     )
-    if made.too_short:
-        say(f"note: {made.too_short} songs are shorter than a patch and are left out")
+    if len(made.songs) < len(songs):
+        least = f"min_duration={hps.min_duration:g} s" if hps.min_duration else "a patch"
+        say(f"note: {len(songs) - len(made.songs)} songs are shorter than {least} and are left out")
     if made.cut_lyrics():
         say(f"note: the words of {made.cut_lyrics()} songs have more than lyric_tokens={hps.lyric_tokens} tokens; cut")
     return made

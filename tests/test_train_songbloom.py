@@ -109,6 +109,7 @@ class TestARun:
                 assert done.returncode == 0, done.stderr
         assert differences(latest(folder / "logs", "whole"), latest(folder / "logs", "parts")) == []
 
+    @pytest.mark.slow
     def test_two_ranks_learn_what_one_does(self, folder: Path) -> None:
         contents = {}
         for ranks in (1, 2):
@@ -202,6 +203,10 @@ class TestOptions:
         assert at + drawn.prompt_length <= first or at >= first + length  # the prompt is cut from elsewhere
         latents = drawn.cache.read(drawn.songs[number].latents)
         assert torch.equal(item["latents"], latents[first : first + length])
+
+    def test_shortest_and_longest(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        _, songs = parts_of(built("--max-duration=0.5", "--min-duration=2.5"))
+        assert songs.segment == 12 and len(songs.songs) == 2 and "2 songs are shorter" in capsys.readouterr().out
 
     def test_words_go_with_the_sound(self, folder: Path) -> None:
         phrases = [{"start": 0.0, "end": 0.4, "text": "さくら"}, {"start": 1.2, "end": 1.9, "text": "やよい"}]

@@ -359,7 +359,6 @@ class SongBloomDataset(Dataset[dict[str, Any]]):
         self.lyric_tokens, self.prompt_frames = lyric_tokens, prompt_frames
         self.prompt_length = min(prompt_length or prompt_frames, prompt_frames)
         self.songs = [song for song in songs if song.frames >= patch_size]
-        self.too_short = len(songs) - len(self.songs)
         if not self.segment:
             raise UserError(f"segments of {segment} frames are shorter than a patch of {patch_size}: make them longer")
         if not self.songs:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from songbloom.errors import UserError
+from songbloom.lyrics.morae import PHONEMES
 from songbloom.lyrics.phoneme_vocabulary import is_phoneme, section_times
 from songbloom.lyrics.phonemes import SECTION_END, SENTENCE_END
 from songbloom.lyrics.timing import TimedText, token_times
 from songbloom.lyrics.tokens import Tokens
 
 Span = tuple[float, float]
+JAPANESE = 0.7  # share of Japanese phonemes from which a song's sounds are matched one by one, not its lines
 
 
 def times_of(
@@ -34,12 +36,16 @@ def times_of(
     times = _by_sections(tokens, total, sections)
     if timed is None:
         return times
-    exact = token_times(tokens, timed)
-    if not any(exact):
-        exact = _by_lines(tokens, timed)
+    symbols = [symbol for symbol in tokens.symbols if is_phoneme(symbol)]
+    if not symbols:
+        return times
+    japanese = sum(symbol in PHONEMES for symbol in symbols) >= JAPANESE * len(
+        symbols
+    )  # sounds of others can't be matched
+    exact = token_times(tokens, timed) if japanese or timed.kind == "phonemes" else _by_lines(tokens, timed)
     known = [index for index, span in enumerate(exact) if span is not None]
     if not known:
-        return times
+        raise UserError("the times are of other words: none of their lines is in the lyrics; is it the right file?")
     for index, span in enumerate(exact):
         if span is not None:
             times[index] = span
