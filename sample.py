@@ -33,6 +33,7 @@ from songbloom.data.labels import Labeller
 from songbloom.distributed import say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams, Knobs
+from songbloom.lora import applying
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.published.fetch import use_cache_folder
@@ -91,6 +92,7 @@ def prepare(options: Hyperparams) -> Job:
     # What is missing on this disk, and what cannot be built, is refused before anything is downloaded.
     find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
+    adapters = applying.by_level(applying.read_all(options.lora), {prior.level: prior for prior in sizes}, levels)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
     check_memory(options, sizes, overrides, checkpoints)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
@@ -102,6 +104,7 @@ def prepare(options: Hyperparams) -> Job:
     def load_prior(level: int) -> Prior:
         dtype = dtype_of(settings[level].precision)
         model = make_model(options.model, device, overrides, [level], checkpoints=files, vqvae=vqvae, dtype=dtype)
+        applying.apply(model[1][0], adapters.get(level, ()))
         return model[1][0]
 
     origin = open_origin(options, vqvae, min(to_write))
@@ -130,6 +133,7 @@ def prepare(options: Hyperparams) -> Job:
             options, vqvae, length, codes, settings, asked=asked if labellers else (), totals=totals_asked, seeds=seeds
         ),
         "weights": {name: fingerprint(path) for name, path in weights.items()},
+        **applying.identity(adapters),
     }
     return Job(
         options=options,
@@ -178,6 +182,7 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     device = world().device
     find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
     sizes, prior_sizes = make_songbloom(options.model, "meta", overrides, checkpoints=checkpoints)
+    adapters = applying.by_level(applying.read_all(options.lora), {0: prior_sizes})
     config, form = prior_sizes.config, Frames(prior_sizes.config.eos)
     unit, rate = config.patch_size * sizes.hop_lengths[0], sizes.sample_rate
     frame_rate = rate / sizes.hop_lengths[0]
@@ -200,6 +205,8 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     weights = find_weights(options.model, overrides, checkpoints=checkpoints)
     files = {name: str(path) for name, path in weights.items()}
     codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
+    applying.apply(prior, adapters.get(0, ()))
+    hps.update(applying.vocabulary_of(adapters.get(0, ())))
     origin = open_origin(options, codec, 0)
     if rows:
         outputs, asked = repeated(rows, options.n_samples or 1)
@@ -220,6 +227,7 @@ def prepare_songbloom(options: Hyperparams) -> Job:
             options, length, codes, settings, words=labels.digest(), seeds=seeds, outputs=outputs
         ),
         "weights": {name: fingerprint(path) for name, path in weights.items()},
+        **applying.identity(adapters),
     }
     kept = max(each.shape[1] for each in codes) / frame_rate
     return Job(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,29 +61,49 @@ def read_all(text: str) -> list[Scaled]:
     return [Scaled(files.read(path), scale) for path, scale in parse(text)]
 
 
-def for_level(adapters: Iterable[Scaled], level: int, models: Mapping[int, nn.Module]) -> list[Scaled]:
-    """Which adapters belong to the prior of a level.
+def by_level(adapters: Iterable[Scaled], models: Mapping[int, nn.Module], levels: int = 1) -> dict[int, list[Scaled]]:
+    """The adapters of each prior.
 
     Args:
-        adapters: all of the command.
-        level: of the prior.
+        adapters: all of the command; those of levels that this run does not write are passed over.
         models: the priors of the levels that are written, by level; their sizes are enough.
+        levels: of the whole model.
 
     Raises:
-        UserError: an adapter belongs to no level that is written, or does not say to which of several that it fits.
+        UserError: an adapter does not fit, belongs to a level that there is not, or does not say to which of several
+            that it fits.
     """
-    return [each for each in adapters if level_of(each, models) == level]
+    found: dict[int, list[Scaled]] = {}
+    for each in adapters:
+        if each.adapter.about.get("level") in set(range(levels)) - set(models):
+            continue
+        level = level_of(each, models)
+        check(models[level], each.adapter)
+        found.setdefault(level, []).append(each)
+    return found
+
+
+def identity(adapters: Mapping[int, Sequence[Scaled]]) -> dict[str, Any]:
+    """What of the adapters decides what is sampled, for a run's identity; nothing where there are none."""
+    told = {str(level): [each.identity() for each in own] for level, own in sorted(adapters.items())}
+    return {"lora": told} if told else {}
+
+
+def vocabulary_of(adapters: Sequence[Scaled]) -> dict[str, Any]:
+    """The setting ``lyric_symbols`` of a prior with these adapters; nothing where they leave the prior's own."""
+    longest = max((_vocabulary(each.adapter) for each in adapters), key=len, default=())
+    return {"lyric_symbols": longest} if longest else {}
 
 
 def level_of(each: Scaled, models: Mapping[int, nn.Module]) -> int:
-    """The level that an adapter belongs to; the arguments are :func:`for_level`'s."""
+    """The level that an adapter belongs to; the models are those of :func:`by_level`."""
     told = each.adapter.about.get("level")
     if isinstance(told, int) and told in models:
         return told
     if isinstance(told, int):
         raise UserError(
-            f"{each.adapter.path}: was trained for level {told}, which this run does not write (it writes "
-            f"{', '.join(map(str, sorted(models)))}): leave it out, or write that level"
+            f"{each.adapter.path}: was trained for level {told}, and the levels here are "
+            f"{', '.join(map(str, sorted(models)))}: it belongs to another model"
         )
     fits = [level for level, model in models.items() if not problems_of(model, each.adapter)]
     if len(fits) == 1 or len(models) == 1:
@@ -169,11 +189,6 @@ def apply(model: nn.Module, adapters: Sequence[Scaled]) -> None:
         for name, value in _whole(model, each.adapter)[0].items():
             weight = model.get_parameter(name).data
             weight += each.scale * (value.to(weight) - weight)
-
-
-def with_scale(each: Scaled, scale: float) -> Scaled:
-    """The same adapter with another scale."""
-    return replace(each, scale=scale)
 
 
 def _vocabulary(adapter: AdapterFile) -> tuple[str, ...]:

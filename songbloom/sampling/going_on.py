@@ -10,7 +10,7 @@ from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.sampling.page import PageCommand
 
 _KEPT = (
-    *("hps", "restore_vqvae", "restore_prior", "local_logdir", "label_tables"),
+    *("hps", "restore_vqvae", "restore_prior", "local_logdir", "label_tables", "lora"),
     *("temp", "top_k", "top_p", "hop_fraction", "max_batch_size", "chunk_size", "precision", "quantize", "device"),
     *("restore_vae", "restore_sketch", "cfg_coef", "dit_cfg_type", "steps", "sampler", "diff_temp", "penalty"),
     *("penalty_window", "window_patches", "compatibility", "language", "seconds_per_tag", "output_format"),

@@ -36,7 +36,6 @@ WEIGHTS = {
     "restore_vae": Knob("", "Checkpoint of the VAE of a model of the SongBloom family; empty as above"),
     "restore_sketch": Knob("", "Sketch codebook of such a model; empty as above"),
     "restore_prior": Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
-    "lora": Knob("", "Adapters laid over the priors: PATH or PATH:SCALE, comma separated (docs/lora.md)"),
     "local_logdir": Knob("logs", "Folder in which training left its checkpoints"),
     "cache_dir": Knob("", "Folder for published weights; empty: $SONGBLOOM_CACHE, or ~/.cache/songbloom"),
 }
@@ -175,6 +174,7 @@ def knobs(models: Iterable[str]) -> Knobs:
             "files",
             "Where the model's weights are",
             **WEIGHTS,
+            lora=Knob("", "Adapters laid over the priors: PATH or PATH:SCALE, comma separated (docs/lora.md)"),
         ),
         group("command", "The command itself", help=Knob(False, "Print this, and stop")),
     )
