@@ -25,7 +25,16 @@ from PIL import Image
 from torch import Tensor
 
 from hparams import metadata_hook
-from make_models import MODELS, find_weights, make_labeller, make_model, parts_of, settings_of
+from make_models import (
+    MODELS,
+    family_of,
+    find_weights,
+    make_labeller,
+    make_model,
+    make_songbloom,
+    parts_of,
+    settings_of,
+)
 from sample import model_files
 from songbloom import distributed
 from songbloom.audio.files import probe, read_audio
@@ -40,13 +49,16 @@ from songbloom.files import whole_file, write_text
 from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
 from songbloom.lyrics.lrc import write_lrc
 from songbloom.prior.prior import Prior
-from songbloom.sampling import alignment, heads, request, words
+from songbloom.sampling import alignment, heads, request, songbloom_alignment, words
+from songbloom.sampling.alignment import Times
 from songbloom.sampling.heads import Choice, HeadScore, Song
 from songbloom.sampling.run import LevelData, Run, fingerprint, reopen
+from songbloom.sampling.songbloom_writer import Told
 from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
 
 ALIGNED = "data_align.pth.tar"
+LISTENED = 4  # songs of a run on which the best head is looked for
 USAGE = (
     "usage: python align.py --find --model=MODEL --data_jsonl=FILE [--key=value …]\n"
     "       python align.py --name=FOLDER [--key=value …]"
@@ -163,6 +175,11 @@ def load(options: Hyperparams) -> Model:
     Raises:
         UserError: they cannot be loaded, or read no lyrics.
     """
+    if family_of(options.model) == "songbloom":
+        raise UserError(
+            f"--find knows models of the Jukebox family; for {options.model!r} the head is found on the songs of a "
+            "run: give --name=FOLDER"
+        )
     overrides, checkpoints = model_files(options)
     if options.get("label_tables"):
         overrides["label_tables"] = options.label_tables
@@ -279,7 +296,10 @@ def align(options: Hyperparams) -> Path:
         raise UserError("align.py --name works in one process: start it without mpiexec")
     folder = Path(options.name)
     run, levels = reopen(folder)
-    model = load(run_options(run, options))
+    sampled = run_options(run, options)
+    if family_of(sampled.model) == "songbloom":
+        return align_songs(options, sampled, run, levels[min(levels)])
+    model = load(sampled)
     top = model.prior.level
     finest = min(levels)
     data = levels[finest]
@@ -296,13 +316,59 @@ def align(options: Hyperparams) -> Path:
         _, matrix = next(heads.matrices(model.prior, model.labeller, codes, one, wanted, **how))
         found.append(torch.from_numpy(matrix))
         if world().is_main:
-            write_item(folder, index, matrix, labels.infos[index], choice, model)
+            seconds = model.prior.hop_length / model.vqvae.sample_rate
+            times = alignment.token_times(matrix, seconds, shift=choice.shift)
+            write_item(folder, index, matrix, times, labels.infos[index], choice, seconds)
     if world().is_main:
         checkpoint.save(run.level_folder(finest) / ALIGNED, {**data.plain(), "alignments": found})
         run.open()  # reads the pages anew
         run.write_pages()
         say(f"listen: {folder / 'index.html'}")
     return folder / "index.html"
+
+
+def align_songs(options: Hyperparams, sampled: Hyperparams, run: Run, data: LevelData) -> Path:
+    """The same for a run of the SongBloom family; without a head that is given or known, the best is found on it.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the songs were sampled without words, or the model has no such head.
+    """
+    overrides, checkpoints = model_files(sampled)
+    files = {name: str(path) for name, path in find_weights(sampled.model, overrides, checkpoints=checkpoints).items()}
+    codec, prior = make_songbloom(sampled.model, world().device, overrides, checkpoints=files)
+    infos = (data.labels[0] or {}).get("info") or []
+    told = [Told(tuple(info.get("full_tokens") or ()), info.get("prompt")) for info in infos]
+    worded = [item for item, each in enumerate(told) if each.ids and len(data.codes[1][item])]
+    if not worded:
+        raise UserError(f"{run.folder}: was sampled without lyrics: give sample.py --lyrics or --lyrics_file")
+    seconds = codec.hop_lengths[0] / codec.sample_rate
+    if options.layer is not None and options.head is not None:
+        choice = Choice(options.layer, options.head)
+    else:
+        songs = [(data.codes[0][item], data.codes[1][item], told[item]) for item in worded[:LISTENED]]
+        best = songbloom_alignment.rank(prior, songs, longest=int(20 / seconds))[0]
+        choice = Choice(best.layer, best.head, found={"monotony": round(best.monotony, 4), "songs": len(songs)})
+        say(f"layer {best.layer}, head {best.head}: follows the words best here (monotony {best.monotony:.3f})")
+    if (choice.layer, choice.head) not in prior.lyric_heads():
+        config = prior.config
+        raise UserError(
+            f"layer {choice.layer}, head {choice.head}: {sampled.model!r} has layers 0 to {config.prior_depth - 1}, "
+            f"each with heads 0 to {config.heads - 1}"
+        )
+    for item in worded:
+        song = data.codes[0][item], data.codes[1][item], told[item]
+        _, matrix = next(songbloom_alignment.matrices(prior, *song, [(choice.layer, choice.head)]))
+        times = songbloom_alignment.token_times(matrix, seconds, shift=choice.shift)
+        if world().is_main:
+            write_item(run.folder, item, matrix, times, infos[item], choice, seconds)
+    if world().is_main:
+        run.open()  # reads the pages anew
+        run.write_pages()
+        say(f"listen: {run.folder / 'index.html'}")
+    return run.folder / "index.html"
 
 
 def run_options(run: Run, options: Hyperparams) -> Hyperparams:
@@ -360,12 +426,16 @@ def chosen(options: Hyperparams, model: Model) -> Choice:
 
 
 def write_item(
-    folder: Path, index: int, matrix: np.ndarray, info: Mapping[str, Any], choice: Choice, model: Model
+    folder: Path,
+    index: int,
+    matrix: np.ndarray,
+    times: Sequence[Times | None],
+    info: Mapping[str, Any],
+    choice: Choice,
+    seconds: float,
 ) -> None:
-    """Write the words of an item with their times, and pictures of what the head looked at."""
+    """Write the words of an item with their times, and pictures of what the head looked at; ``seconds`` are a row's."""
     lyrics = words.lyrics_of(info)
-    seconds = model.prior.hop_length / model.vqvae.sample_rate
-    times = alignment.token_times(matrix, seconds, shift=choice.shift)
     pieces = words.words_of(lyrics, times)
     place = folder / words.FOLDER
     about = {

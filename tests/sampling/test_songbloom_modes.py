@@ -14,8 +14,10 @@ import torch
 
 import sample as sample_program
 from songbloom.errors import UserError
+from songbloom.sampling import songbloom_alignment
 from songbloom.sampling.run import read_data
-from tests.sampling.songbloom_tiny import FRAME, PATCH, RATE, stereo, write_tiny
+from songbloom.sampling.songbloom_writer import Told
+from tests.sampling.songbloom_tiny import FRAME, PATCH, RATE, stereo, tiny_prior, write_tiny
 
 EOS = 16
 USUAL = ("--model=tiny_songbloom", "--window_patches=2", "--steps=3", "--device=cpu")
@@ -265,3 +267,40 @@ def test_the_program_itself(place: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "listen: process" in done.stdout and "no style prompt" in done.stdout
+
+
+def test_words_light_up_where_the_model_looked(place: Path) -> None:
+    import align as align_program
+
+    sample("aligned", *SONG, "--n_samples=2")
+    assert align_program.align(align_program.command_line(["--name=aligned"])) == Path("aligned/index.html")
+    words = json.loads((place / "aligned/alignment/item_1.json").read_text(encoding="utf-8"))
+    timed = [word for word in words["words"] if word["start"] is not None] if "words" in words else []
+    assert (place / "aligned/alignment/item_1.png").is_file()
+    assert "alignment/item_1.json" in (place / "aligned/index.html").read_text(encoding="utf-8")
+    assert all(0 <= word["start"] <= word["end"] <= 1.12 + 1e-6 for word in timed)
+    align_program.align(align_program.command_line(["--name=aligned", "--layer=1", "--head=0"]))
+    with pytest.raises(UserError, match="layers 0 to 1"):
+        align_program.align(align_program.command_line(["--name=aligned", "--layer=2", "--head=0"]))
+    sample("silent", SONG[0])
+    with pytest.raises(UserError, match="without lyrics"):
+        align_program.align(align_program.command_line(["--name=silent"]))
+
+
+def test_weights_of_heads_are_the_prior_s() -> None:
+    prior = tiny_prior()
+    generator = torch.Generator().manual_seed(0)
+    latents, sketch = torch.randn(12, 4, generator=generator), torch.randint(0, EOS, (12,), generator=generator)
+    told = Told((1, 30, 31, 32), torch.randn(6, 4, generator=generator))
+    wanted = [(0, 0), (1, 0)]
+    assert told.prompt is not None
+    conditions = prior.conditions([told.ids], told.prompt[None])
+    whole = prior.lyric_attention(sketch[None], latents[None], conditions, wanted=wanted)[:, 0, :, :4]
+    for memory in (1, 1 << 30):
+        found = list(songbloom_alignment.matrices(prior, latents, sketch, told, wanted, memory=memory))
+        assert [head for head, _ in found] == wanted
+        for (_, each), expected in zip(found, whole, strict=True):
+            np.testing.assert_allclose(each, expected.numpy(), atol=1e-6)
+    sketch[8:] = EOS
+    ((_, short),) = songbloom_alignment.matrices(prior, latents, sketch, told, wanted[:1])
+    assert short.shape == (8, 4)
