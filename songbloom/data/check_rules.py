@@ -308,7 +308,8 @@ class Rules:
     def _amount(self, row: Row, tokens: Tokens, seconds: float) -> None:
         limit = self._settings.max_tokens
         if 0 < limit < len(tokens):
-            cropped = bool(row.record.get("phrases"))
+            window = self._settings.max_seconds
+            cropped = bool(row.record.get("phrases")) or 0 < window < seconds
             how = "only a part of it fits at a time" if cropped else "shorten them, or give phrases with times"
             self._note(
                 row,
@@ -345,6 +346,12 @@ class Rules:
                 else:
                     before = start
         self._same_words(row, "phrases" not in wrong)
+        told = row.record.get("sections")
+        if isinstance(told, list) and row.tokens is not None and row.tokens.sections:
+            tags = len(row.tokens.sections)
+            if len(told) != tags:
+                message = f"sections has {len(told)} entries, and the lyrics have {tags} tags; there must be one a tag"
+                self._note(row, "warning", "sections", message)
 
     def _same_words(self, row: Row, right: bool) -> None:
         text, phrases = row.record.get("lyrics"), row.record.get("phrases")

@@ -153,6 +153,10 @@ BROKEN: dict[str, tuple[Broken, str, str]] = {
     ),
     "falling times": (lambda f: f.row(phrases=phrases((1, 2), (0.5, 1))), "error", "entry 2: starts at 0.5 s, before"),
     "end before start": (lambda f: f.row(phrases=phrases((1, 0.5), (1.5, 2))), "error", "lasts from 1 to 0.5 s"),
+    "a section too few": (
+        lambda f: f.row(sections=[{"tag": "[verse]", "start": 0, "end": 3}]), "warning",
+        "sections has 1 entries, and the lyrics have 2 tags",
+    ),
     "times of other words": (
         lambda f: f.row(phrases=None, lrc_path=timed_file(f)), "error", "lrc_path: the times are of other words",
     ),
@@ -290,6 +294,9 @@ def test_settings_change_what_is_wrong(folder: Folder):
     limited = check_songs(path, settings=CheckSettings(max_tokens=10))
     assert [(f.level, f.kind) for f in limited.findings] == [("warning", "tokens")]  # phrases tell what a crop holds
     assert [f.kind for f in check_songs(path, settings=CheckSettings(max_seconds=2)).findings] == ["long"]
+    plain = folder.jsonl(folder.row(phrases=None), name="plain.jsonl")
+    assert [f.kind for f in check_songs(plain, settings=CheckSettings(max_tokens=10)).errors] == ["tokens"]
+    assert check_songs(plain, settings=CheckSettings(max_tokens=10, max_seconds=2)).errors == []  # a crop is seen
     jukebox = folder.jsonl({"audio_path": "1.wav", "artist": "a", "lyrics": "Hello world"}, name="j.jsonl")
     assert check_songs(jukebox, settings=CheckSettings(lyrics_vocab="v3")).findings == []
     with pytest.raises(UserError, match="no vocabulary 'songblom'"):
