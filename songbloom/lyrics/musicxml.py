@@ -26,7 +26,9 @@ _BREATHS = frozenset(("br", "息", "R"))
 _HELD = frozenset(("-", ""))
 _LONG = ("ー", "－", "―")
 _BEATS = {"whole": 4.0, "half": 2.0, "quarter": 1.0, "eighth": 0.5, "16th": 0.25, "breve": 8.0}
-_VOICE_NAMES = ("vocal", "lead", "voice", "melody", "ボーカル", "歌")
+_LEAD_NAMES = ("lead", "melody", "main", "solo", "リード", "メロディ", "主旋律")
+_VOICE_NAMES = ("vocal", "voice", "sing", "ボーカル", "ヴォーカル", "歌")
+_RHYTHM_NAMES = ("percussion", "drum", "パーカッション", "ドラム")
 _SENTENCE_ENDS = "。！？!?"
 _MOST_BYTES = 64 << 20
 _BROKEN_ARCHIVE = (
@@ -42,7 +44,8 @@ def read_musicxml(
 
     Args:
         path: a score, ``.musicxml``, ``.xml`` or compressed ``.mxl``.
-        part: the part's id or name; without it the one with the most words, a voice before an instrument.
+        part: the part's id or name; without it the one with the most words, a leading voice before another voice, that
+            before an instrument, and vocal percussion last.
         repeats: follow repeats and endings, with the verse whose number is that of the pass; without, each measure once
             and verse 1.
         phrase_beats: a rest of so many beats ends a line.
@@ -242,10 +245,11 @@ def _choose(parts: list[Part], wanted: str | None, path: Path) -> Part:
         there = ", ".join(f"{p.key} ({p.name})" for p in parts)
         raise UserError(f"{path}: no part {wanted!r}; there are {there}")
 
-    def rank(part: Part) -> tuple[bool, bool, int]:
+    def rank(part: Part) -> tuple[bool, int, int]:
         words = sum(bool(note.words) for measure in part.measures for note in measure.notes)
-        named = any(name in part.name.lower() for name in _VOICE_NAMES)
-        return words > 0, named, words
+        groups = enumerate((_RHYTHM_NAMES, _LEAD_NAMES, _VOICE_NAMES))
+        named = next((kind for kind, names in groups if any(name in part.name.lower() for name in names)), 3)
+        return words > 0, (-1, 2, 1, 0)[named], words
 
     return max(parts, key=rank)
 

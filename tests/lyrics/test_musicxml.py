@@ -297,3 +297,12 @@ def test_rests_that_end_a_line(tmp_path: Path):
     path = tmp_path / "a.musicxml"
     path.write_text(score(note(words=lyric("か")) + note("R", 2) + note(words=lyric("ぜ"))), encoding="utf-8")
     assert [read_musicxml(path, phrase_beats=beats).text for beats in (0.5, 1.0, 2.0)] == ["か\nぜ", "か\nぜ", "かぜ"]
+
+
+def test_vocal_percussion_is_no_lead_vocal(tmp_path: Path):
+    names = named("Soprano", "Vocal percussion", "Lead vocal", "Chorus vocals")
+    beats = note(words=lyric("ts")) * 5
+    parts = part("P2", beats) + part("P3", note(words=lyric("さ"))) + part("P4", note(words=lyric("ら")) * 2)
+    assert text_of(tmp_path, score(note(words=lyric("du")) * 3, names=names, parts=parts)) == "さ"
+    names = named("Soprano", "Vocal percussion")
+    assert text_of(tmp_path, score(note(words=lyric("du")), names=names, parts=part("P2", beats))) == "du"
