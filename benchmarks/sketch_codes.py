@@ -4,7 +4,8 @@
 
 Every fourth song is kept: what each code stands for (which phoneme, which note) is counted on the other songs and told
 on the kept ones. Codebooks named on the command line must have been trained without the kept songs: on those that
-``--write_train=FILE`` lists. Beside them stand k-means codebooks of simple views of the same frames, and codes drawn at random.
+``--write_train=FILE`` lists. Beside them stand k-means codebooks of simple views of the same frames, and codes drawn
+at random.
 
 Columns: perplexity of the codes; for frames that are sung, how often the phoneme and the note (MIDI number) are told
 right, and how many bits the code gives of them: the entropy of the phoneme less its cross-entropy given the code.
