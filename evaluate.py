@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from make_models import MODELS, find_weights, make_model, make_vae, make_vqvae, parts_of
+from make_models import MODELS, family_of, find_weights, make_model, make_vae, make_vqvae, parts_of, settings_of
 from songbloom import distributed
 from songbloom.audio.files import read_audio
 from songbloom.data.manifest import Song, songs_from
@@ -29,6 +29,7 @@ from songbloom.errors import UserError, did_you_mean
 from songbloom.evaluation import distances
 from songbloom.evaluation.embeddings import REGISTRY, Embedding, make_embedding
 from songbloom.evaluation.listening import Item, Listened, compare, listen, pitch_distance, summary
+from songbloom.evaluation.phonemes import CHANGE
 from songbloom.evaluation.recogniser import Recogniser, load_recogniser
 from songbloom.files import write_text
 from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
@@ -71,7 +72,7 @@ KNOBS = Knobs(
         "how",
         "How",
         recogniser=Knob("", "Recogniser's weights (.npz); empty: the shipped ones"),
-        beam=Knob(0, "Beam of the search for phonemes; 0: the likeliest of each frame", minimum=0),
+        change_cost=Knob(CHANGE, "What a change of phoneme costs; 0: the likeliest of each frame", minimum=0),
         pitch=Knob(True, "Track the pitch"),
         device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
         json=Knob("", "Write all numbers to this file; - prints them instead of text"),
@@ -156,7 +157,7 @@ def hear_all(
     for index, item in enumerate(items):
         if sys.stderr.isatty():
             print(f"\r\x1b[2K[{index + 1}/{len(items)}] {item.name[-60:]}", end="", file=sys.stderr, flush=True)
-        heard.append(listen(item, recogniser, use=use, beam=options.beam, with_pitch=options.pitch))
+        heard.append(listen(item, recogniser, use=use, change=options.change_cost, with_pitch=options.pitch))
     if sys.stderr.isatty():
         print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
     return heard
@@ -256,10 +257,9 @@ def codec_of(options: Hyperparams) -> tuple[Callable[[np.ndarray], np.ndarray], 
 def codec_of_model(model: str, overrides: dict[str, Any]) -> Any:
     """The codec of a model, restored."""
     weights = find_weights(model, overrides, [])
-    name = parts_of(model)[0]
-    content = checkpoint.load(weights[name]) if weights[name].suffix == ".tar" else {}
-    if content.get("kind") == "vae":
-        return codec_from(str(weights[name]))
+    if family_of(model) == "songbloom":
+        files = {name: str(path) for name, path in weights.items()}
+        return make_vae(settings_of(model, parts_of(model)[0], overrides, checkpoints=files), world().device)
     return make_model(model, world().device, overrides, [])[0]
 
 

@@ -370,6 +370,11 @@ TASK = group(
         minimum=0,
     ),
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
+    eval_lyrics=Knob(
+        "",
+        "Text file of words that every sample of a SongBloom prior sings, in place of the batch's; how well they "
+        "are heard is logged beside (docs/evaluation.md)",
+    ),
     eval_iters=Knob(0, "Steps from one evaluation (--test) to the next; 0: after each epoch", minimum=0),
     checkpoint_minutes=Knob(
         10.0, "Also write checkpoint_latest whenever so many minutes have passed; 0: never", minimum=0

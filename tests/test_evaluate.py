@@ -73,7 +73,7 @@ def test_a_folder_of_songs_and_words(place: Path) -> None:
 
 
 def test_lists_words_for_all_and_text(place: Path) -> None:
-    done = run_program(place, "--data_jsonl=songs.jsonl", "--songs=1", "--beam=4", "--no-pitch", "--device=cpu")
+    done = run_program(place, "--data_jsonl=songs.jsonl", "--songs=1", "--change_cost=2", "--no-pitch", "--device=cpu")
     assert done.returncode == 0 and "the words are heard better than chance" in done.stdout
     assert done.stdout.startswith("recogniser recogniser-") and "00000.wav" in done.stdout
     (place / "other.txt").write_text("[verse]\nちがうことばをうたうから\nきみはきこえないよね", encoding="utf-8")

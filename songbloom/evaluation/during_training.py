@@ -43,6 +43,16 @@ class Sung:
     ) -> None:
         self.heard, self.voice, self.scores = heard, voice, scores
 
+    @classmethod
+    def joined(cls, parts: Sequence[Sung]) -> Sung:
+        """The items of several as one."""
+        made = cls([], [], [])
+        for part in parts:
+            made.heard += part.heard
+            made.voice += part.voice
+            made.scores += part.scores
+        return made
+
     @property
     def values(self) -> dict[str, float]:
         """Numbers to log: ``voice_presence`` and, where there are words, ``per``, ``per_shuffled`` and, where anything
@@ -99,7 +109,7 @@ def hear_samples(
     for samples, words in zip(mono, lyrics, strict=True):
         sound = soxr.resample(samples, sample_rate, rate) if sample_rate != rate else samples
         found = recogniser.hear(sound)
-        sung = phonemes.greedy(found.phonemes)
+        sung = phonemes.decode(found.phonemes)
         expected = expected_of(words)
         heard.append(sung)
         voice.append(float((found.voice > 0.5).mean()) if len(found.voice) else 0.0)

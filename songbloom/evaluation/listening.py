@@ -82,7 +82,12 @@ def score_plain(score: PhonemeScore | None) -> dict[str, Any]:
 
 
 def listen(
-    item: Item, recogniser: Recogniser, *, use: Sequence[Embedding] = (), beam: int = 0, with_pitch: bool = True
+    item: Item,
+    recogniser: Recogniser,
+    *,
+    use: Sequence[Embedding] = (),
+    change: float = phonemes.CHANGE,
+    with_pitch: bool = True,
 ) -> Listened:
     """Listen to a file once, 30 s at a time; what is kept does not grow with it but for some numbers a frame.
 
@@ -90,13 +95,13 @@ def listen(
         item: what to listen to.
         recogniser: who listens.
         use: embeddings to make vectors of.
-        beam: prefixes of the beam search over phonemes; 0: the likeliest of each frame.
+        change: what a change of phoneme costs (:class:`songbloom.evaluation.phonemes.Decoder`).
         with_pitch: track the pitch, which takes longer than all else.
 
     Raises:
         UserError: the file cannot be read, or the words cannot.
     """
-    decoder = phonemes.BeamDecoder(beam) if beam else phonemes.GreedyDecoder()
+    decoder = phonemes.Decoder(change)
     voices: list[np.ndarray] = []
     tracks: list[np.ndarray] = []
     vectors: dict[str, list[np.ndarray]] = {embedding.name: [] for embedding in use}
@@ -115,7 +120,7 @@ def listen(
             tracks.append(np.full(frames, np.nan))
         start += frames * FRAME_SECONDS
     voice = np.concatenate(voices) if voices else np.zeros(0)
-    found = tuple(decoder.phonemes)
+    found = decoder.phonemes
     score, note = _score(item, found)
     empty = {embedding.name: np.zeros((0, embedding.width)) for embedding in use}
     return Listened(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from songbloom.lyrics.vocabulary import ReadingRule, vocabulary
 CLASS_OF = {phoneme: index + 1 for index, phoneme in enumerate(PHONEMES)}
 """Class of each phoneme; 0 is none."""
 SHUFFLES = 8
+CHANGE = 3.0
+"""What a change of phoneme costs in :class:`Decoder`; the best on songs that the shipped recogniser learned from."""
 
 
 def expected_phonemes(lyrics: str, *, reading: ReadingRule = "auto") -> tuple[str, ...]:
@@ -27,71 +28,63 @@ def expected_phonemes(lyrics: str, *, reading: ReadingRule = "auto") -> tuple[st
     return tuple(phoneme for phoneme in tokens.phonemes if phoneme in CLASS_OF)
 
 
-class GreedyDecoder:
-    """The likeliest class of each frame; runs are one, blanks none. Takes pieces one after the other."""
+class Decoder:
+    """The likeliest path through the classes, where each change of class costs (Viterbi 1967); runs are one phoneme,
+    blanks none, as CTC reads a path. Takes pieces one after the other, and keeps 41 bytes a frame.
 
-    def __init__(self) -> None:
-        self.phonemes: list[str] = []
-        self._last = 0
-
-    def hear(self, log_probabilities: np.ndarray) -> None:
-        """Take ``[frames, 41]`` that follow those before."""
-        for best in log_probabilities.argmax(axis=1).tolist():
-            if best not in (0, self._last):
-                self.phonemes.append(PHONEMES[best - 1])
-            self._last = best
-
-
-def greedy(log_probabilities: np.ndarray) -> tuple[str, ...]:
-    """Phonemes of ``[frames, 41]`` by :class:`GreedyDecoder`."""
-    decoder = GreedyDecoder()
-    decoder.hear(log_probabilities)
-    return tuple(decoder.phonemes)
-
-
-class BeamDecoder:
-    """CTC prefix beam search (Graves et al. 2006, section 4.2; Hannun et al. 2014): the likeliest phonemes, however
-    they are spread over frames. Takes pieces one after the other.
+    Singing holds its phonemes, and a path that may change for nothing hears flickering consonants in long vowels.
 
     Args:
-        width: prefixes that are kept.
-        narrow: classes this much less likely in a frame than the best (natural logarithm) are not followed.
+        change: what a change costs, as a natural logarithm; 0 takes the likeliest class of each frame.
     """
 
-    def __init__(self, width: int = 16, narrow: float = 8.0) -> None:
-        if width < 1:
-            raise UserError(f"a beam of {width}: it must be at least 1")
-        self.width, self.narrow = width, narrow
-        # A prefix → log-probability that it ends in a blank, and that it ends in its last phoneme.
-        self._beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -np.inf)}
+    def __init__(self, change: float = CHANGE) -> None:
+        if change < 0:
+            raise UserError(f"a change of phoneme that costs {change:g}: it must be 0 or more")
+        self.change = change
+        self._total: np.ndarray | None = None
+        self._back: list[np.ndarray] = []
 
     def hear(self, log_probabilities: np.ndarray) -> None:
         """Take ``[frames, 41]`` that follow those before."""
-        for frame in log_probabilities.astype(np.float64):
-            likely = np.flatnonzero(frame >= frame.max() - self.narrow).tolist()
-            grown: dict[tuple[int, ...], tuple[float, float]] = {}
-            for prefix, (blank, sound) in self._beam.items():
-                either = float(np.logaddexp(blank, sound))
-                last = prefix[-1] if prefix else 0
-                kept = grown.get(prefix, (-np.inf, -np.inf))
-                repeated = sound + frame[last] if last else -np.inf
-                grown[prefix] = (
-                    float(np.logaddexp(kept[0], either + frame[0])),
-                    float(np.logaddexp(kept[1], repeated)),
-                )
-                for index in likely:
-                    if index:
-                        longer = (*prefix, index)
-                        more = grown.get(longer, (-np.inf, -np.inf))
-                        path = (blank if index == last else either) + float(frame[index])
-                        grown[longer] = (more[0], float(np.logaddexp(more[1], path)))
-            best = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))[: self.width]
-            self._beam = dict(best)
+        back = np.zeros(log_probabilities.shape, np.uint8)
+        for index, frame in enumerate(log_probabilities.astype(np.float64)):
+            if self._total is None:
+                self._total = frame
+                continue
+            best = int(self._total.argmax())
+            changed = self._total[best] - self.change
+            changes = changed > self._total
+            back[index] = np.where(changes, best, np.arange(len(frame)))
+            self._total = np.where(changes, changed, self._total) + frame
+            self._total -= self._total.max()  # so that long songs lose no precision
+        self._back.append(back)
 
     @property
-    def phonemes(self) -> list[str]:
-        """The likeliest so far."""
-        return [PHONEMES[index - 1] for index in next(iter(self._beam))]
+    def path(self) -> np.ndarray:
+        """Class of each frame so far ``[frames]``."""
+        if self._total is None:
+            return np.zeros(0, np.int64)
+        back = np.concatenate(self._back)
+        path = np.zeros(len(back), np.int64)
+        path[-1] = self._total.argmax()
+        for frame in range(len(back) - 1, 0, -1):
+            path[frame - 1] = back[frame, path[frame]]
+        return path
+
+    @property
+    def phonemes(self) -> tuple[str, ...]:
+        """The phonemes so far."""
+        path = self.path
+        begins = np.flatnonzero((path != 0) & (np.diff(path, prepend=0) != 0))
+        return tuple(PHONEMES[index - 1] for index in path[begins])
+
+
+def decode(log_probabilities: np.ndarray, change: float = CHANGE) -> tuple[str, ...]:
+    """Phonemes of ``[frames, 41]`` by :class:`Decoder`."""
+    decoder = Decoder(change)
+    decoder.hear(log_probabilities)
+    return decoder.phonemes
 
 
 def edits(heard: Sequence[str], expected: Sequence[str], *, part: bool = False) -> int:
@@ -195,9 +188,3 @@ def together(scores: Sequence[PhonemeScore]) -> PhonemeScore:
         part,
         sum(s.edits_part_shuffled for s in scores),
     )
-
-
-def runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Starts and ends (exclusive) of runs of True in ``[frames]``."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return [(int(a), int(b)) for a, b in list(pairwise(edges.tolist()))[::2]]

@@ -1,8 +1,8 @@
 """A small recogniser of sung Japanese phonemes: which are sung, and whether there is a voice at all.
 
 Log-mel spectrum → convolutions over about a second to either side → for each 20 ms the probability of each phoneme or
-none (CTC: Graves et al. 2006, *Connectionist Temporal Classification*), and of a voice. It has no attention and no
-language model, so it hears only what is there: a song in pieces gives what the whole gives.
+none, read as CTC reads a path (Graves et al. 2006, *Connectionist Temporal Classification*), and of a voice. It has no
+attention and no language model, so it hears only what is there, and a song in pieces gives what the whole gives.
 
 The weights beside this module were trained by :mod:`songbloom.evaluation.train_recogniser`; ``recogniser.json`` says on
 what, and how well they hear. It is a relative meter: made of synthetic singers, to be trusted in comparisons.

@@ -140,7 +140,7 @@ def measure(recogniser: Recogniser, held: Sequence[Song], seed: int = 0) -> dict
             heard = recogniser.hear(sound)
             voice.setdefault(kind + name, []).append(float((heard.voice > 0.5).mean()))
             if name in ("vocals", "mix"):
-                scores.setdefault(kind + name, []).append(phonemes.score(phonemes.greedy(heard.phonemes), wanted))
+                scores.setdefault(kind + name, []).append(phonemes.score(phonemes.decode(heard.phonemes), wanted))
     made: dict[str, Any] = {}
     for name, shares in voice.items():
         made[name] = {"items": len(shares), "voice_presence": round(float(np.mean(shares)), 4)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from songbloom.distributed import all_reduce_, world
 from songbloom.errors import UserError
+from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.prior.songbloom.conditioners import NULL_LYRICS
 from songbloom.prior.songbloom.loss import TrainingDraws, draw_for_training, training_outputs
 from songbloom.prior.songbloom.prior import SongBloomPrior
@@ -80,6 +82,7 @@ class SongBloomTask(Task):
         super().__init__(prior, hps, precision)
         self._codec = [codec]  # in a list, so that it does not become a part of this module
         self.hides = True
+        self._fixed_words = self._words_to_hear()
 
     @property
     def codec(self) -> SketchedCodec:
@@ -261,7 +264,10 @@ class SongBloomTask(Task):
 
     @torch.no_grad()
     def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
-        """``bs_sample`` items for words and prompts of the batch, at most ten seconds, in few diffusion steps."""
+        """``bs_sample`` items for prompts and words of the batch, or ``eval_lyrics``, in few diffusion steps.
+
+        At most ten seconds each; with them goes how well the phoneme recogniser hears the words.
+        """
         from songbloom.prior.songbloom.generate import generate
 
         assert isinstance(batch, SongBatch) and batch.parts is not None
@@ -269,8 +275,10 @@ class SongBloomTask(Task):
         assert first.parts is not None
         config = self.model.config
         words = [first.parts["lyrics"][row, :n].tolist() or [0] for row, n in enumerate(first.parts["words"].tolist())]
+        words = [self._fixed_words or one for one in words]
         conditions = self.model.conditions(words, first.parts["prompt"], first.parts["valid"])
-        frames = min(first.audio.shape[1], int(PREVIEW_SECONDS * 25))
+        frames = int(PREVIEW_SECONDS * 25)
+        frames = frames if self._fixed_words else min(first.audio.shape[1], frames)
         sampler = "ddim" if config.diffusion_objective == "v" else "euler"
         settings = GenerationSettings(max_frames=frames, min_frames=frames, steps=PREVIEW_STEPS, sampler=sampler)
         seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
@@ -279,9 +287,41 @@ class SongBloomTask(Task):
             return [torch.Generator().manual_seed(_seed(seed, item, patch)) for item in range(len(first))]
 
         songs = generate(self.model, conditions, settings, generators=generators)
+        sounds = {}
         for row, song in enumerate(songs):
             if len(song.latents):
-                logger.audio(f"sample_{row}", self.codec.decode([song.latents[None]]), step)
+                sounds[row] = self.codec.decode([song.latents[None]])
+                logger.audio(f"sample_{row}", sounds[row], step)
+        symbols = self.hps.get("lyric_symbols")
+        if sounds and symbols:
+            from songbloom.evaluation.during_training import Sung, hear_samples, log_sung
+
+            sung = [[symbols[index] for index in words[row]] for row in sounds]
+            rate = self.codec.sample_rate
+            heard = [hear_samples(one, rate, [said]) for one, said in zip(sounds.values(), sung, strict=True)]
+            log_sung(logger, step, Sung.joined(heard), sung, "sample")
+
+    def _words_to_hear(self) -> list[int]:
+        """Tokens of ``eval_lyrics``, which are sampled in place of the batch's words.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = str(self.hps.get("eval_lyrics") or "")
+        if not path:
+            return []
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--eval_lyrics={path}: cannot be read as text ({error})") from error
+        name = str(self.hps.get("lyrics_vocab") or "songbloom")
+        vocabulary = PhonemeVocabulary(
+            name, tuple(self.hps["lyric_symbols"]), as_published=name == "songbloom_published"
+        )
+        ids = list(vocabulary.tokenize(text).ids)
+        if not ids:
+            raise UserError(f"--eval_lyrics={path}: has no words that the vocabulary {name} knows")
+        return ids
 
 
 def _seed(seed: int, *counters: int) -> int:

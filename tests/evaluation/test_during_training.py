@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
+import train
+from hparams import training_command
 from songbloom.audio.files import read_audio
 from songbloom.data.manifest import songs_from
+from songbloom.errors import UserError
 from songbloom.evaluation.during_training import LyricProbe, expected_of, hear_samples
 from songbloom.training.logger import Logger
+from songbloom.training.tasks import evaluating
+from tests.songs import write_codec, write_corpus
 
 
 def test_what_is_sung_is_logged_with_its_error_rate(lines: Path, tmp_path: Path) -> None:
@@ -33,7 +39,7 @@ def test_what_is_sung_is_logged_with_its_error_rate(lines: Path, tmp_path: Path)
     values = probe.log(logger, 50, sample, 48000)
     logger.close()
     assert asked == [probe.lyrics]
-    assert values["voice_presence"] > 0.3 and values["per"] < 0.5 < values["per_shuffled"]
+    assert values["voice_presence"] > 0.3 and values["per"] < values["per_shuffled"] - 0.15
     events = EventAccumulator(str(tmp_path), size_guidance={"audio": 0}).Reload()
     assert events.Scalars("sung/per")[0].value == pytest.approx(values["per"])
     assert events.Scalars("sung/voice_presence")[0].step == 50
@@ -53,3 +59,28 @@ def test_words_may_be_symbols() -> None:
     assert expected_of(["[verse]", "s", "a", "cl", "k", "a", ".", ","]) == ("s", "a", "cl", "k", "a")
     assert expected_of("さっか") == ("s", "a", "cl", "k", "a")
     assert expected_of(["HH", "AH0", "L", "OW1"]) == () == expected_of(None)
+
+
+def test_samples_of_a_songbloom_prior_are_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny prior of random weights is sampled with words of its own; what is heard of them is logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_corpus(tmp_path)
+    write_codec(tmp_path)
+    (tmp_path / "words.txt").write_text("[verse]\nさくら\n[chorus]\nさいた", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    words = ["--hps=tiny_songbloom", "--prior", "--train", "--data-jsonl=songs.jsonl", "--name=x", "--bs_sample=2"]
+    trainer = train.build(training_command([*words, "--eval_lyrics=words.txt"]).hps)
+    task, data = trainer.task, trainer.train_set
+    batch = task.batch_of(default_collate([data[0], data[1]]), torch.device("cpu"))
+    logger = Logger(tmp_path / "told", sample_rate=8000)
+    with evaluating(task):
+        task.log_samples(logger, 7, batch)
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "told"), size_guidance={"tensors": 0}).Reload()
+    assert 0 <= events.Scalars("sample/voice_presence")[0].value <= 1
+    assert events.Scalars("sample/per")[0].value > 0.5
+    told = b"".join(events.Tensors("1/sample/text_summary")[0].tensor_proto.string_val).decode()
+    assert "[verse] s a k u r a" in told and "heard: " in told
+    with pytest.raises(UserError, match=r"--eval_lyrics=none\.txt: cannot be read as text"):
+        train.build(training_command([*words, "--eval_lyrics=none.txt"]).hps)

@@ -59,35 +59,39 @@ def path_of(classes: Sequence[int], sure: float = 0.9) -> np.ndarray:
 def test_runs_are_one_and_blanks_none() -> None:
     a, k = phonemes.CLASS_OF["a"], phonemes.CLASS_OF["k"]
     path = path_of([0, k, k, a, a, 0, a, 0])
-    assert phonemes.greedy(path) == ("k", "a", "a")
-    decoder = phonemes.GreedyDecoder()
+    assert phonemes.decode(path, 0) == ("k", "a", "a") == phonemes.decode(path, 1)
+    decoder = phonemes.Decoder(0)
     for frame in path:  # a run goes on from one piece to the next
         decoder.hear(frame[None])
-    assert decoder.phonemes == ["k", "a", "a"]
+    assert decoder.phonemes == ("k", "a", "a")
+    assert phonemes.Decoder().phonemes == () == phonemes.decode(path[:0])
 
 
-def collapse(classes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(c for c, _ in itertools.groupby(classes) if c)
+def test_flickering_is_not_heard() -> None:
+    a, k = phonemes.CLASS_OF["a"], phonemes.CLASS_OF["k"]
+    path = path_of([a] * 9 + [k] + [a] * 9, sure=0.5)
+    assert phonemes.decode(path, 0) == ("a", "k", "a") and phonemes.decode(path) == ("a",)
+    with pytest.raises(UserError, match="must be 0 or more"):
+        phonemes.Decoder(-1)
 
 
-def test_beam_finds_the_likeliest_words_of_all_paths() -> None:
+@pytest.mark.parametrize("cost", [0.0, 0.7, 3.0])
+def test_the_path_is_the_best_of_all(cost: float) -> None:
     rng = np.random.default_rng(3)
-    missed_by_greedy = 0
-    for _ in range(12):
-        few = rng.dirichlet([1.0, 1.0, 1.0], 5)
+    for _ in range(8):
         path = np.full((5, 1 + len(PHONEMES)), 1e-12)
-        path[:, :3] = few
-        totals: Counter[tuple[int, ...]] = Counter()
-        for classes in itertools.product(range(3), repeat=5):
-            totals[collapse(classes)] += float(np.prod(few[range(5), classes]))  # type: ignore[assignment]
-        best = [PHONEMES[c - 1] for c in max(totals, key=lambda words: totals[words])]
-        decoder = phonemes.BeamDecoder(width=64, narrow=20)
-        decoder.hear(np.log(path))
-        assert decoder.phonemes == best
-        missed_by_greedy += list(phonemes.greedy(np.log(path))) != best
-    assert missed_by_greedy  # or the beam would be of no use
-    with pytest.raises(UserError, match="at least 1"):
-        phonemes.BeamDecoder(0)
+        path[:, :3] = rng.dirichlet([1.0, 1.0, 1.0], 5)
+        path = np.log(path)
+
+        def worth(classes: Sequence[int], path: np.ndarray = path) -> float:
+            return float(path[range(5), classes].sum()) - cost * int(np.count_nonzero(np.diff(classes)))
+
+        decoder = phonemes.Decoder(cost)
+        decoder.hear(path[:2])
+        decoder.hear(path[2:])
+        best = max(itertools.product(range(3), repeat=5), key=worth)
+        assert decoder.path.tolist() == list(best)
+        assert decoder.phonemes == tuple(PHONEMES[c - 1] for c, _ in itertools.groupby(best) if c)
 
 
 def test_scores() -> None:

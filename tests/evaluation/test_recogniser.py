@@ -100,7 +100,7 @@ def test_the_shipped_one_hears_lines_that_it_never_heard(lines: Path) -> None:
         for start, end in np.rint(edges * 50).astype(int):
             sung[start:end] = True
         assert ((heard.voice > 0.5) == sung).mean() > 0.85
-        scores.append(phonemes.score(phonemes.greedy(heard.phonemes), [PHONEMES[c - 1] for c in classes]))
+        scores.append(phonemes.score(phonemes.decode(heard.phonemes), [PHONEMES[c - 1] for c in classes]))
     found = phonemes.together(scores)
     assert found.per < 0.45 and found.per < found.per_shuffled - 0.2
 

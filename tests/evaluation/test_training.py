@@ -49,7 +49,7 @@ def test_classes_of_frames_are_a_path_of_the_phonemes(drawn: list[tuple[int, int
     labels = frame_classes(edges, np.array([index for index, _ in drawn], np.int64), 200)
     path = np.full((200, 41), -9.0)
     path[np.arange(200), labels] = 0
-    assert phonemes.greedy(path) == tuple(PHONEMES[index - 1] for index, _ in drawn)
+    assert phonemes.decode(path, 0) == tuple(PHONEMES[index - 1] for index, _ in drawn)
 
 
 def test_no_line_is_both_learnt_and_held_out() -> None:
