@@ -8,12 +8,14 @@ import torch
 
 from songbloom.prior.config import dtype_of
 from songbloom.prior.songbloom.layers import Linear
+from songbloom.prior.songbloom.llama import CHUNK
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.sampling import memory
 from songbloom.sampling.needs import Need
 from songbloom.sampling.songbloom_writer import LATENTS, SongSettings
 
 _BUFFERS = 12  # activations of a position that live at once, in widths of the model
+_WHOLE = 3  # vectors of every position: what is read, and what comes of it
 
 
 def weight_bytes(prior: SongBloomPrior, precision: str) -> float:
@@ -39,8 +41,9 @@ def item_bytes(prior: SongBloomPrior, precision: str, frames: int) -> float:
     activations and scores of a long beginning that is read at once."""
     config = prior.config
     positions = 1 + (config.patch_size + 1) * -(-frames // config.patch_size)
-    scores = 4.0 * 2 * 3 * config.heads * 256 * (positions + config.prefix)
-    inner = 4.0 * 2 * _BUFFERS * positions * config.prior_width
+    together = min(positions, CHUNK)  # positions of a long beginning that are read at once
+    scores = 4.0 * 2 * 3 * config.heads * together * (positions + config.prefix)
+    inner = 4.0 * 2 * (_BUFFERS * together + _WHOLE * positions) * config.prior_width
     return position_bytes(prior, precision) * (2 * positions + config.prefix) + scores + inner
 
 

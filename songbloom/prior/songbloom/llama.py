@@ -101,8 +101,11 @@ class LanguageModel(nn.Module):
         """One condition's positions ``[L, W]``, to begin any number of songs with."""
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
         keys, values = [], []
-        for layer in self._layers():
-            x, key, value = layer(x, table)
+        for index, layer in enumerate(self._layers()):
+            if index + 1 == self.config.prior_depth:  # nobody asks for the output of the last layer
+                _, key, value = layer.queries_keys_values(x, table)
+            else:
+                x, key, value = layer(x, table)
             keys.append(key[0])
             values.append(value[0])
         return Prefix(keys, values)
