@@ -21,6 +21,7 @@ from songbloom.training import checkpoint
 from songbloom.training.recover import features_to_try, recover_codebook
 from songbloom.training.sketch import make_sketch
 from tests.sketch.tiny import sound
+from tests.songs import write_codec, write_corpus
 from tests.test_train import run
 from tests.training.runs import differences, latest
 
@@ -182,3 +183,19 @@ def test_another_shape_does_not_go_on(trained: Path, monkeypatch: pytest.MonkeyP
         train.build(training_command([*RUN, *NETWORK, "--name=sketch", "--sketch_codes=20"]).hps)
     with pytest.raises(UserError, match="recovers a sketch codebook"):
         training_command(["--hps=tiny_vqvae", "--name=x", "--recover_from=tiny_songbloom"])
+
+
+def test_recovered_from_a_model_by_its_name(tmp_path: Path) -> None:
+    """The whole way through the commands; what six steps of training have taught is too little to recover anything."""
+    write_corpus(tmp_path)
+    write_codec(tmp_path)
+    words = ["--hps=tiny_songbloom", "--prior", "--train", "--data_jsonl=songs.jsonl", "--sample_iters=0"]
+    done = run(tmp_path, *words, "--name=tiny_songbloom", "--train_steps=2")
+    assert done.returncode == 0, done.stderr
+    words = ["--hps=tiny_sketch", "--vq", "--name=back", "--recover_from=tiny_songbloom", "--data_jsonl=songs.jsonl"]
+    done = run(tmp_path, *words, "--recover_songs=5", "--recover_seconds=2", "--recover_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 songs are written" in done.stdout and "kept frames get their codes back" in done.stdout
+    book = load_codebook(tmp_path / "logs" / "back" / "sketch_codebook.pt", size=16)
+    # Two seconds are filled up to whole patches of four frames; four of five songs are counted.
+    assert book.trained["recovered_from"] == "tiny_songbloom" and int(book.trained["counts"].sum()) == 4 * 52
