@@ -94,7 +94,9 @@ class Row:
     def path(self, name: str) -> Path | None:
         """Where a path field points, if it is one."""
         value = self.record.get(name)
-        return located(value, self.folder) if isinstance(value, str) and value.strip() and "\0" not in value else None
+        if not isinstance(value, str) or not value.strip() or "\0" in value or _has_half(value):
+            return None
+        return located(value, self.folder)
 
     @property
     def side(self) -> str:
@@ -134,7 +136,7 @@ class Rules:
                 self._unknown(row, name)
             elif not fits(known.kind, value):
                 self._note(row, "error", "field", f"{name} must be {kind_in_words(known.kind)}, not {kind_of(value)}")
-            elif isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            elif isinstance(value, str) and _has_half(value):
                 self._note(
                     row, "error", "field", f"{name} has half of a character (a lone surrogate); write it as UTF-8"
                 )
@@ -253,7 +255,7 @@ class Rules:
             what = "lacks lyrics" if text is None else "lyrics are empty"
             self._note(row, level, "no lyrics", f"{what}; a song without words is [inst]")
             return
-        if not isinstance(text, str):
+        if not isinstance(text, str) or _has_half(text):
             return
         try:
             tokens = self._tokenize(text, row.record.get("language"))
@@ -454,6 +456,11 @@ class Rules:
                 "prompt",
                 f"prompt_wav lasts {facts.seconds:.2f} s; {wanted:g} s are usual, the rest is silence",
             )
+
+
+def _has_half(text: str) -> bool:
+    """Whether a text has a lone surrogate, which no file name and no sound can have."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _severity(problem: Problem) -> Level:

@@ -62,7 +62,9 @@ class Report:
 
     def add(self, file: str, line: int, level: Level, kind: str, message: str) -> None:
         """Note a finding once."""
-        finding = Finding(file, line, level, kind, " ".join(message.split()))
+        finding = Finding(
+            file, line, level, kind, " ".join(message.encode("utf-8", "backslashreplace").decode("utf-8").split())
+        )
         if finding not in self.findings[-50:]:
             self.findings.append(finding)
 
@@ -110,7 +112,8 @@ class Report:
 
     def text(self) -> str:
         """JSON with all findings."""
-        return json.dumps(self.plain(), ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(self.plain(), ensure_ascii=False, indent=1) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # half characters from a line with mistakes
 
     def refuse(self) -> None:
         """Stop if there is an error.

@@ -89,9 +89,9 @@ def checked_sketch(values: Any, codes: int, where: str) -> Tensor:
         UserError: they are no 1-D whole numbers from 0 to ``codes - 1``, or there are none.
     """
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
-        wrong = next((value for value in values if isinstance(value, bool) or not isinstance(value, int)), None)
-        if wrong is not None:
-            raise UserError(f"{where}: {wrong!r} is no sketch code; they are whole numbers")
+        wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)]
+        if wrong:
+            raise UserError(f"{where}: {wrong[0]!r:.60} is no sketch code; they are whole numbers")
         values = np.asarray(values, np.int64 if all(abs(value) < 2**62 for value in values) else object)
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "iu":

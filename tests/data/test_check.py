@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from songbloom.audio.files import write_wav
 from songbloom.data.check import CheckSettings, check_before_training, check_songs
+from songbloom.data.fields import ALIASES, FIELDS
 from songbloom.data.findings import Finding
 from songbloom.data.sound_facts import Memory, measure
 from songbloom.errors import UserError
@@ -164,6 +167,7 @@ BROKEN: dict[str, tuple[Broken, str, str]] = {
     "sketch of another codebook": (
         lambda f: f.row(sketch_path=sketch(f, 75, 20_000)), "error", "is not one of 0 to 16383",
     ),
+    "sketch codes that are none": (lambda f: f.row(sketch_tokens=[None] * 75), "error", "None is no sketch code"),
     "sketch too long": (lambda f: f.row(sketch_path=sketch(f, 100)), "error", "100 codes, which is 4.00 s"),
     "prompt missing": (lambda f: f.row(prompt_wav="none.wav"), "error", "prompt_wav none.wav is not there"),
     "prompt too short": (
@@ -354,3 +358,25 @@ def test_a_path_seen_from_the_working_folder_is_explained(
     path = folder.jsonl(row, name="lists/songs.jsonl")
     monkeypatch.chdir(tmp_path)
     assert "it is there seen from the working folder" in check_songs(path, settings=SETTINGS).errors[0].message
+
+
+ODD = ("", " ", "[verse", "a.wav", "\0", "\ud800", "さくら\ud800.wav")
+KEYS = st.sampled_from(("start", "end", "text"))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.sampled_from(ODD)
+    | st.text(st.sampled_from("さ花[]{}verse 12.5s\n{♡｜\ud800"), max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example({"lyrics": "さ\ud800", "audio_path": "\ud800.wav", "prompt_wav": "a\udc80", "\ud800": 1, "idx": "\ud800"}, b"")
+@given(st.dictionaries(st.sampled_from((*FIELDS, *ALIASES, "odd")), JSON_VALUES, max_size=6), st.binary(max_size=12))
+def test_nothing_in_a_line_breaks_the_check(folder: Folder, record: dict[str, Any], noise: bytes):
+    (folder.path / "a.wav").write_bytes(b"RIFF" + noise)
+    path = folder.jsonl(record, noise)
+    report = check_songs(path, settings=SETTINGS, remember=False)
+    assert all(finding.line in (0, 1, 2) and "\n" not in str(finding) for finding in report.findings)
+    assert json.loads(report.text().encode("utf-8"))["errors"] == len(report.errors)
+    assert [finding for finding in report.errors if finding.line == 1]  # a song that cannot be right
