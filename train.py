@@ -69,8 +69,8 @@ from songbloom.training.state import TrainingState, rank_seed
 from songbloom.training.tasks import PriorTask, Task, VAETask, VQVAETask
 from songbloom.vqvae.bandwidth import measure_bandwidth
 
-# An adapter's A learns nothing while its B is zero; own rows learn where their symbols are sung.
 ANY_LENGTH = 1 << 40  # frames; sketches of other lengths are cut, and told by the encoder
+# An adapter's A learns nothing while its B is zero; own rows learn where their symbols are sung.
 ZERO_AT_FIRST = (".A", ".rows.values")
 
 
@@ -190,7 +190,7 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     words = base_words(hps.restore_prior, make_vocabulary(hps).symbols) if hps.lora else None
     if words is not None:
         trained.train = False  # a base is as sampling loads it: frozen, averaged weights
-        trained.lyric_symbols = words.known
+        trained.lyrics_vocab, trained.lyric_symbols = words.vocabulary, words.known
     prior = make_songbloom_prior(trained, device)
     hps.lyric_symbols = trained.lyric_symbols if words is None else words.wanted
     task = SongBloomTask(prior, codec, hps, resolve_precision(hps, device, say))
@@ -219,6 +219,8 @@ def start_of(hps: Hyperparams) -> None:
         )
     use_cache_folder(hps.local_dir)
     complete_songbloom(hps)
+    if hps.lora and hps.sources.get("lyrics_vocab") == COMMAND_LINE:
+        hps.pop("lyric_symbols", None)  # adapters may know more symbols than their base
     if hps.max_duration:
         hps.sample_length = round(hps.max_duration * 25) * (hps.sr // 25)
     if hps.lr_use_cosine_decay and hps.train_steps and hps.sources.get("lr_decay") == DEFAULT_SOURCE:
@@ -233,7 +235,7 @@ def check_data(hps: Hyperparams) -> None:
         reading=hps.lyrics_reading,
         language=hps.language if hps.process_lyrics else "phonemes",
         seconds_per_tag=hps.seconds_per_tag,
-        max_tokens=hps.lyric_tokens,
+        max_tokens=0,  # what a segment's words are is known when they are cropped
         sample_rate=hps.sr,
         min_seconds=hps.patch_size / 25,
         sketch_codes=hps.l_bins,
@@ -285,7 +287,10 @@ def songbloom_set(hps: Hyperparams, codec: SketchedCodec, cache: Cache, songs: S
         least = f"min_duration={hps.min_duration:g} s" if hps.min_duration else "a patch"
         say(f"note: {len(songs) - len(made.songs)} songs are shorter than {least} and are left out")
     if made.cut_lyrics():
-        say(f"note: the words of {made.cut_lyrics()} songs have more than lyric_tokens={hps.lyric_tokens} tokens; cut")
+        say(
+            f"note: {made.cut_lyrics()} of {len(made)} segments have more words than lyric_tokens={hps.lyric_tokens} "
+            "hold; they are cut there"
+        )
     return made
 
 

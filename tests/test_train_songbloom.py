@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -311,7 +312,8 @@ class TestMistakes:
         assert "needs a codebook" in refused("--restore_sketch=")
         assert "features 'builtin'" in refused("--sketch-mode=muq")
         assert "has 16 codes" in refused("--l_bins=64")
-        assert "25" in refused("--vae_strides=4,8,8", "--restore_vae=")
+        assert "give --restore_vae" in refused("--restore_vae=")
+        assert "vae_strides" in refused("--vae_strides=4,8,8", "--sample_length=2560")
         assert "wandb package" in refused("--wandb")
         rewrite(folder, lambda row: {**row, "group": 1})
         assert "one group" in refused("--val-split=0.5")
@@ -373,3 +375,45 @@ class TestPublishedFiles:
         with pytest.raises(UserError, match=r"songbloom_full_150s\.pt.*by hand"):
             make_models.make_songbloom("songbloom_150s")
         assert "hf://" in HPARAMS_REGISTRY["songbloom_240s"].restore_prior
+
+    def test_forks_keep_safetensors(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        task, _ = parts_of(built())
+        state = published_prior.to_published(task.model.state_dict())
+        state |= published_vae.to_published(task.codec.vae.state_dict(), prefix=published_vae.BUNDLED)
+        content = {name: tensor.bfloat16() for name, tensor in state.items()}
+        (folder / "fork.safetensors").write_bytes(b"read by the package below")
+        named = {"tiny_songbloom": "fork.safetensors"}
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        with pytest.raises(UserError, match="pip install safetensors"):
+            make_models.make_songbloom("tiny_songbloom", checkpoints=named)
+        package, reader = ModuleType("safetensors"), ModuleType("safetensors.torch")
+        package.torch = reader  # type: ignore[attr-defined]
+        package.SafetensorError = ValueError  # type: ignore[attr-defined]
+        reader.load_file = lambda path: content  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "safetensors", package)
+        monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
+        codec, prior = make_models.make_songbloom("tiny_songbloom", checkpoints=named)
+        assert torch.equal(prior.start, task.model.start.bfloat16().float()) and prior.start.dtype == torch.float32
+        weight = codec.vae.decoder.output.direction
+        assert torch.equal(weight, task.codec.vae.decoder.output.direction.bfloat16().float())
+
+    def test_the_hub_is_asked_for_what_belongs_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def download(repository: str, name: str, local_dir: str) -> None:
+            asked.append(f"{repository}/{name}")
+            if name.endswith(".ckpt"):
+                raise OSError("no such file there")
+            (Path(local_dir) / name).write_text("x")
+
+        hub = ModuleType("huggingface_hub")
+        hub.hf_hub_download = download  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        monkeypatch.setenv("SONGBLOOM_CACHE", str(tmp_path))
+        found = make_models.fetch("hf://somebody/songs/song.pt")
+        assert found == tmp_path / "somebody" / "songs" / "song.pt" and found.is_file()
+        assert [name.rpartition("/")[2] for name in asked] == [
+            *("song.pt", "song.yaml", "vocab_g2p.yaml", "autoencoder_music_dsp1920.ckpt"),
+        ]
+        make_models.fetch("hf://somebody/songs/song.pt")
+        assert len(asked) == 4, "what is there is not asked for again"

@@ -412,13 +412,7 @@ class SongBloomDataset(Dataset[dict[str, Any]]):
         codes = song.sketch if isinstance(song.sketch, Tensor) else self._read(song.sketch, song)
         prompt = self._read(song.prompt, song)
         prompt = prompt[: self.prompt_frames] if song.own_prompt else prompt[at : at + self.prompt_length]
-        whole = length > song.frames - self.patch_size
-        kept = (
-            list(range(len(song.tokens)))
-            if whole
-            else crop(song.tokens, song.times, start / FRAME_RATE, (start + length) / FRAME_RATE)
-        )
-        ids = [song.tokens.ids[i] for i in kept][: self.lyric_tokens]
+        ids = self._words(song, start, length)[: self.lyric_tokens]
         words = torch.zeros(self.lyric_tokens, dtype=torch.int64)
         words[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return {
@@ -442,9 +436,17 @@ class SongBloomDataset(Dataset[dict[str, Any]]):
             )
         return found
 
+    def _words(self, song: EncodedSong, start: int, length: int) -> list[int]:
+        """All tokens of the frames from ``start`` on, or of the song if that is all of it."""
+        if length > song.frames - self.patch_size:
+            return list(song.tokens.ids)
+        kept = crop(song.tokens, song.times, start / FRAME_RATE, (start + length) / FRAME_RATE)
+        return [song.tokens.ids[i] for i in kept]
+
     def cut_lyrics(self) -> int:
-        """How many songs have more tokens than ``lyric_tokens``, were they shown whole."""
-        return sum(len(song.tokens) > self.lyric_tokens for song in self.songs)
+        """How many items of epoch 0 have more words than ``lyric_tokens`` hold."""
+        places = (self.place(0, item)[:3] for item in range(len(self)))
+        return sum(len(self._words(self.songs[song], *part)) > self.lyric_tokens for song, *part in places)
 
 
 def _filled(part: Tensor, length: int) -> Tensor:
