@@ -125,7 +125,7 @@ class Bells:
         made = torch.zeros(1, loud.shape[1])
         for bell, hertz in enumerate((110.0, 196.0, 349.0, 622.0)):
             wave = sum(torch.sin(2 * math.pi * hertz * h * time) / h ** (0.5 + bell / 2) for h in (1, 2, 3))
-            made = made + 0.1 * loud[..., bell] * wave  # type: ignore[operator]
+            made = made + 0.1 * loud[..., bell] * wave
         return made[..., None]
 
 

@@ -60,7 +60,7 @@ def sound(items: int, seconds: float, sample_rate: int, channels: int = 1, seed:
 
 def trainer(features: nn.Module | None = None, **changes: object) -> SketchVQ:
     """A small sketch codebook in training."""
-    settings = {
+    settings: dict[str, object] = {
         "sr": 8000,
         "sample_length_in_seconds": 1.0,
         "sketch_codes": 16,
