@@ -28,11 +28,13 @@ class Words:
         known: the base's symbols.
         wanted: the adapters', which begin with these.
         learned: whether the base has learned all that it knows; published models have not learned Japanese.
+        vocabulary: what the base's is called.
     """
 
     known: tuple[str, ...]
     wanted: tuple[str, ...]
     learned: bool
+    vocabulary: str = "songbloom"
 
 
 def base_words(path: str, wanted: Sequence[str]) -> Words:
@@ -49,7 +51,9 @@ def base_words(path: str, wanted: Sequence[str]) -> Words:
     saved = open_weights(fetch(path), verify=False).content.get("hps")
     symbols = saved.get("lyric_symbols") if isinstance(saved, Mapping) else None
     if symbols:
-        return Words(tuple(symbols), tuple(wanted), learned=True)
+        return Words(
+            tuple(symbols), tuple(wanted), learned=True, vocabulary=str(saved.get("lyrics_vocab") or "songbloom")
+        )
     return Words(PUBLISHED, tuple(wanted), learned=False)
 
 
