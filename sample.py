@@ -40,7 +40,7 @@ from songbloom.published.fetch import use_cache_folder
 from songbloom.sampling import labelling, memory, needs, request, songbloom_needs, songbloom_request, tree
 from songbloom.sampling.form import Frames
 from songbloom.sampling.job import Job, perform
-from songbloom.sampling.origin import open_origin, seeds_of
+from songbloom.sampling.origin import items_of, open_origin, seeds_of
 from songbloom.sampling.run import fingerprint
 from songbloom.sampling.songbloom_labels import SongLabeller, asked_of_options, repeated, rows_of_input
 from songbloom.sampling.songbloom_options import check_family, usual_generation
@@ -165,7 +165,7 @@ def check_memory(
 ) -> None:
     """Say what sampling needs of memory, and refuse what cannot fit, before anything is downloaded."""
     levels, device = len(parts_of(options.model)) - 1, world().device
-    items = options.n_samples or 1
+    items = items_of(options, min(each.level for each in sizes))
     batches = batches_of(options, sizes, items)
     settings = {
         each.level: request.level_settings(options, each, levels, device, batches[str(each.level)]) for each in sizes

@@ -97,8 +97,12 @@ def rows_of(path: str) -> list[tuple[str, dict[str, Any]]]:
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{where}: is not JSON ({error.msg} at column {error.colno}); each line must be one object"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            reason = "too deep" if isinstance(error, RecursionError) else "a number of too many digits"
             raise UserError(f"{where}: is not JSON ({reason}); each line must be one object") from error
         if not isinstance(row, dict):
             raise UserError(f'{where}: is no object; write one like {{"artist": "Mei", "lyrics": "さくら"}}')
@@ -138,7 +142,7 @@ def _of_row(row: Mapping[str, Any], where: str, folder: Path, common: Asked) -> 
     total = row.get(_TOTAL)
     if total is None:
         return asked
-    if isinstance(total, bool) or not isinstance(total, (int, float)) or not total > 0:
+    if isinstance(total, bool) or not isinstance(total, (int, float)) or not 0 < total < float("inf"):
         raise UserError(f"{where}: {_TOTAL} must be a number of seconds, not {total!r}")
     return replace(asked, total=float(total))
 

@@ -94,6 +94,33 @@ def data_file(path: Path | str, above: int = -1) -> Path:
     return there[next((level for level in levels if level > above), levels[0])] / DATA
 
 
+def items_of(options: Hyperparams, finest: int) -> int:
+    """How many items the command line asks for, before there is a codec to read them with.
+
+    Args:
+        options: the command line.
+        finest: the finest level to write.
+
+    Raises:
+        UserError: ``codes_file`` cannot be read, or has not what is picked.
+    """
+    if options.codes_file:
+        return len(_chosen(options, finest)[2])
+    sounds = [part for part in options.audio_file.split(",") if part.strip()]
+    return options.n_samples or max(1, len(sounds))
+
+
+def _chosen(options: Hyperparams, finest: int) -> tuple[Path, LevelData, list[int]]:
+    """The file to go on from, what it holds, and for each item of the new run the item of the file."""
+    path = data_file(options.codes_file, finest if options.mode == "upsample" else -1)
+    if options.overwrite and path.resolve().is_relative_to(Path(options.name).resolve()):
+        raise UserError(
+            f"--overwrite would remove {options.name}, from which --codes_file goes on: choose another --name"
+        )
+    data = read_data(path)
+    return path, data, _kept_items(options, path, data.codes[0].shape[0])
+
+
 def open_origin(options: Hyperparams, vqvae: Any, finest: int) -> Origin | None:
     """What the command line says to go on from; None where it begins with nothing or with sound.
 
@@ -107,10 +134,8 @@ def open_origin(options: Hyperparams, vqvae: Any, finest: int) -> Origin | None:
     """
     if not options.codes_file:
         return None
-    path = data_file(options.codes_file, finest if options.mode == "upsample" else -1)
-    data = read_data(path)
+    path, data, items = _chosen(options, finest)
     prompts.check_codes(path, data.codes, vqvae)
-    items = _kept_items(options, path, data.codes[0].shape[0])
     branches = [items[:place].count(item) for place, item in enumerate(items)]
     end = max(each.shape[1] * hop for each, hop in zip(data.codes, vqvae.hop_lengths, strict=True)) / vqvae.sample_rate
     return Origin(path, data, [each[items] for each in data.codes], items, branches, end)

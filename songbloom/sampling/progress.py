@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -79,6 +80,8 @@ class LevelProgress:
 
     def _print(self, text: str, *, last: bool) -> None:
         if self.in_place:
+            if not last:  # a line that goes on in the next row could not be renewed
+                text = text[: max(1, shutil.get_terminal_size().columns - 1)]
             print(f"\r\x1b[K{text}", end="\n" if last else "", file=self.stream, flush=True)
         else:
             print(text, file=self.stream, flush=True)

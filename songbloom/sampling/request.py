@@ -210,6 +210,9 @@ def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams
         raise UserError("--codes_file belongs to --mode=continue and --mode=upsample: give it with one of these")
     if options.prompt_length_in_seconds is not None and options.mode in ("ancestral", "upsample"):
         raise UserError(f"--prompt_length_in_seconds has no meaning with --mode={options.mode}: leave it out")
+    for key in ("sample_length_in_seconds", "total_sample_length_in_seconds", "prompt_length_in_seconds", "cut_at"):
+        if options[key] == float("inf"):
+            raise UserError(f"--{key}=inf: give a number of seconds")
     _check_going_on(options)
     if options.input_jsonl:
         for key in ("prompts_jsonl", "codes_file", "seeds", "lyrics", "lyrics_file"):

@@ -119,6 +119,8 @@ def test_mistakes_in_options(line: str, says: str, tmp_path: Path, monkeypatch: 
         ({"phrases": {"text": "a"}}, "phrases must be a list"),
         ({"phrases": [{"text": "a"}]}, r"prompts\.jsonl:1, phrases, entry 1: start is None"),
         ({"total_sample_length_in_seconds": -1}, "must be a number of seconds, not -1"),
+        ({"total_sample_length_in_seconds": float("inf")}, "must be a number of seconds, not inf"),
+        ('{"seed": 1' + "0" * 5000 + "}", r"prompts\.jsonl:1: is not JSON \(a number of too many digits\)"),
         ("", "holds no line"),
     ],
 )

@@ -14,7 +14,7 @@ from make_models import MODELS
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.sampling import request
-from songbloom.sampling.origin import Origin, data_file, open_origin, seeds_of
+from songbloom.sampling.origin import Origin, data_file, items_of, open_origin, seeds_of
 from songbloom.sampling.sampler import item_seeds
 from songbloom.vqvae.vqvae import VQVAE
 from tests.sampling.tiny import tiny_models
@@ -59,6 +59,25 @@ def opened(vqvae: VQVAE, line: str, finest: int = 0) -> Origin:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_does_not_remove_what_it_goes_on_from(folder: Path, vqvae: VQVAE) -> None:
+    line = f"--mode=continue --codes_file={folder} --sample_length_in_seconds=1 --overwrite"
+    assert opened(vqvae, line).items == [0, 1, 2]
+    again = options(line)
+    again.name = os.path.relpath(folder)
+    for asks in (lambda: open_origin(again, vqvae, 0), lambda: items_of(again, 0)):
+        with pytest.raises(UserError, match=r"--overwrite would remove .*choose another --name"):
+            asks()
+    again.overwrite = False
+    assert open_origin(again, vqvae, 0) is not None
+
+
+def test_items_are_counted_without_a_codec(folder: Path) -> None:
+    there = f"--mode=continue --codes_file={folder} --sample_length_in_seconds=1"
+    counts = {"": 1, "--n_samples=5": 5, there: 3, f"{there} --pick=0,2 --branch=4": 8, f"{there} --n_samples=7": 7}
+    counts |= {"--mode=primed --audio_file=a.wav,b.wav": 2, "--mode=primed --audio_file=a.wav --n_samples=3": 3}
+    assert {line: items_of(options(line), 0) for line in counts} == counts
 
 
 def test_a_folder_stands_for_its_file(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from songbloom.sampling.progress import LevelProgress
 from songbloom.sampling.sampler import Work
 
@@ -71,6 +73,16 @@ def test_a_terminal_keeps_one_line() -> None:
     progress.finish()
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().count("\r") == 11
+
+
+def test_a_narrow_terminal_gets_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    clock, stream = Clock(), io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    progress = LevelProgress(0, [Work(0, 100, 100)], stream=stream, now=clock)
+    clock.time = 1.0
+    progress.add(10)
+    assert stream.getvalue() == "\r\x1b[Klevel 0: 10 of 100 "
 
 
 def test_other_ranks_are_quiet() -> None:

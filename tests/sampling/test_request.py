@@ -75,6 +75,7 @@ def write_codes(path: Path, codes: list[torch.Tensor]) -> Path:
         ("--mode=continue --codes_file=x --pick=first", "pick wants"),
         ("--mode=continue --codes_file=x --cut_at=2 --prompt_length_in_seconds=2", "both say how much is kept"),
         ("--seeds=1,x", "seeds wants"),
+        ("--sample_length_in_seconds=inf", "--sample_length_in_seconds=inf: give a number of seconds"),
     ],
 )
 def test_mistakes_in_the_command(line: str, words: str) -> None:
