@@ -16,6 +16,7 @@ import torch
 from songbloom.distributed import gather_objects, world
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
+from songbloom.sampling import journal
 from songbloom.sampling.tree import RECORD
 from songbloom.transformer.layers import Linear
 
@@ -129,9 +130,13 @@ def items_in(free: float | None, weights: float, item: float, most: int) -> int:
 
 
 def chosen_before(folder: Path | str) -> Mapping[str, Any]:
-    """What a run in ``folder`` chose when it began; nothing where there is none that can be read."""
+    """What a run in ``folder`` chose when it began; nothing where there is none that can be read, nor where it has kept
+    nothing yet: another command may take its place, with more items or a larger model."""
+    folder = Path(folder)
+    if journal.is_empty(folder) and not any(folder.glob("level_[0-9]*")):
+        return {}
     try:
-        chosen = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))["chosen"]["max_batch_size"]
+        chosen = json.loads((folder / RECORD).read_text(encoding="utf-8"))["chosen"]["max_batch_size"]
         return {str(int(level)): int(size) for level, size in chosen.items() if int(size) >= 1}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

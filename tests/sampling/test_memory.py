@@ -83,10 +83,19 @@ def test_a_run_keeps_its_choice(priors: list[Prior], tmp_path: Path) -> None:
     chosen = memory.choose_batches(priors, "fp32", cpu, 3, memory.chosen_before(tmp_path))
     assert chosen == {"0": 3, "1": 3}
     (tmp_path / "run.json").write_text(json.dumps({"chosen": {"max_batch_size": {"1": 2}}}))
+    assert memory.chosen_before(tmp_path) == {}  # it was stopped before its first window
+    (tmp_path / "journal" / "level_1").mkdir(parents=True)
+    kept = tmp_path / "journal" / "level_1" / "item_0.journal"
+    kept.write_bytes(bytes(20))  # not even a header
+    assert memory.chosen_before(tmp_path) == {}
+    kept.write_bytes(bytes(200))
     assert memory.choose_batches(priors, "fp32", cpu, 3, memory.chosen_before(tmp_path)) == {"0": 3, "1": 2}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"chosen": 3}', '{"chosen": {"max_batch_size": {"x": 1}}}', "\xff"])
 def test_a_choice_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "level_1").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps({"chosen": {"max_batch_size": {"1": 2}}}))
+    assert memory.chosen_before(tmp_path) == {"1": 2}
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     assert memory.chosen_before(tmp_path) == {}
