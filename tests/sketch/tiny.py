@@ -51,7 +51,7 @@ def sound(items: int, seconds: float, sample_rate: int, channels: int = 1, seed:
     for item in range(items):
         notes = 110.0 * 2 ** (torch.randint(0, 25, (int(seconds * 4) + 1,), generator=generator) / 12)
         phase = (notes[(time * 4).long()] / sample_rate).cumsum(0) * 2 * torch.pi
-        voice = sum(torch.sin(h * phase) / h for h in range(1, 7))
+        voice = torch.stack([torch.sin(h * phase) / h for h in range(1, 7)]).sum(dim=0)
         noise = torch.randn(samples, channels, generator=generator)
         hiss = (torch.sin(2 * torch.pi * 1.3 * time + item) > 0.6).float()[:, None]
         made[item] = 0.1 * voice[:, None] + (0.01 + 0.1 * hiss) * noise
