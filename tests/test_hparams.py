@@ -138,7 +138,7 @@ def test_an_ignored_key_is_noticed() -> None:
         ([*RUN, "--levels=3"], r"levels=3 but downs_t=\(1, 1\) has 2: give one value a level"),
         ([*RUN, "--hvqvae_multipliers=2,1,1"], "hvqvae_multipliers"),
         ([*RUN, "--multispec_loss_n_fft=512"], "equally many values"),
-        ([*RUN, "--lora"], "--lora is not available yet"),
+        ([*RUN, "--lora"], "--lora needs the weights that are adapted"),
         ([*RUN, "--lr_use_linear_decay", "--lr_use_cosine_decay"], "exclude each other"),
         ([*RUN, "--vq", "--prior"], "--vq trains the codec"),
         ([*PRIOR_RUN, "--labels", "--y_bins=3"], "labels=True needs y_bins.*--y_bins=0"),

@@ -109,7 +109,7 @@ def test_a_run_leaves_what_it_should(codec: Path) -> None:
         (["--hps=tiny_vqvae", "--name=x", "--train", "--audio_files_dir=nowhere"], "nowhere: does not exist"),
         (["--hps=tiny_vqvae", "--name=x", "--train", "--audio_files_dir=empty"], "empty"),
         (["--hps=tiny_vqva", "--name=x", "--train"], "did you mean 'tiny_vqvae'?"),
-        (["--hps=tiny_vqvae", "--name=x", "--train", "--lora"], "--lora is not available yet"),
+        (["--hps=tiny_vqvae", "--name=x", "--train", "--lora"], "--lora needs the weights that are adapted"),
         (["--hps=tiny_vqvae", "--name=x", "--train", "--precision=fp15"], "precision"),
         (
             ["--hps=tiny_vqvae,tiny_prior", "--name=x", "--train", "--prior", "--audio_files_dir=songs"],
