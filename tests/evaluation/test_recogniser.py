@@ -102,7 +102,7 @@ def test_the_shipped_one_hears_lines_that_it_never_heard(lines: Path) -> None:
         assert ((heard.voice > 0.5) == sung).mean() > 0.85
         scores.append(phonemes.score(phonemes.decode(heard.phonemes), [PHONEMES[c - 1] for c in classes]))
     found = phonemes.together(scores)
-    assert found.per < 0.45 and found.per < found.per_shuffled - 0.2
+    assert found.per < 0.6 and found.per < found.per_shuffled - 0.2
 
 
 @pytest.mark.parametrize("kind", ["silence", "noise", "chord", "clicks"])
