@@ -1366,6 +1366,7 @@ def check(hps: Mapping[str, Any]) -> None:
         check_songbloom(hps)
     elif hps["prior"]:
         check_prior(hps)
+        check_reading(hps)
         if not hps["restore_vqvae"]:
             raise UserError("--prior needs a trained codec: give --restore_vqvae=FILE")
         if hps["labels"] and hps["level"] == hps["levels"] - 1 and hps["max_duration"] is None:
@@ -1454,6 +1455,26 @@ def check_prior(hps: Mapping[str, Any]) -> None:
             f"labels=True needs y_bins=(genres, artists), not {hps['y_bins']}: give --y_bins=0 to take them from the "
             "data, or --labels=False"
         )
+
+
+def check_reading(hps: Mapping[str, Any]) -> None:
+    """Refuse to train a prior that is given words and has no layer that looks at them: it would never sing one.
+
+    Words that stand before the music (``single_enc_dec``) are read by every layer that looks further back than a row.
+    """
+    from songbloom.transformer.patterns import ORDERS, AttentionFunction, layer_functions, reading_depth
+
+    depth, order = hps["prior_depth"], hps["attn_order"]
+    if not (hps["labels"] and hps["use_tokens"] and hps["n_tokens"]) or hps["single_enc_dec"]:
+        return
+    if AttentionFunction.ENCODER_DECODER in layer_functions(order, depth):
+        return
+    first = {each: reading_depth(each) for each in ORDERS}
+    known = ", ".join(f"{each} (from prior_depth={least})" for each, least in first.items() if least)
+    raise UserError(
+        f"use_tokens=True, but none of prior_depth={depth} layers of attn_order={order} reads the words: orders that "
+        f"do are {known}; or give --use_tokens=False"
+    )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ PUBLISHED_COMMANDS = [
 ]
 RUN = ["--name=x", "--train"]
 PRIOR_RUN = [*RUN, "--prior", "--labels=False", "--restore_vqvae=x.pth.tar"]
+WORDS_RUN = [*PRIOR_RUN, "--labels", "--max_duration=300", "--use_tokens", "--n_tokens=64", "--prior_depth=4"]
 
 
 def test_jukebox_has_198_keys_and_ours_are_apart() -> None:
@@ -148,12 +149,28 @@ def test_an_ignored_key_is_noticed() -> None:
         ([*PRIOR_RUN, "--lyrics_english=spoken"], "lyrics_english is one of 'katakana', 'letters', 'keep'"),
         ([*PRIOR_RUN, "--level=2"], "level=2 does not exist with levels=2: the top is 1"),
         ([*PRIOR_RUN, "--restore_vqvae="], "--prior needs a trained codec"),
+        ([*WORDS_RUN, "--attn_order=2"], r"attn_order=2 reads the words: .* 6 \(from prior_depth=4\), 7 \(.*=16\), 8 "),
+        ([*WORDS_RUN, "--attn_order=10", "--prior_depth=18"], r"none of prior_depth=18 .* 10 \(from prior_depth=19\)"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         hparams.training_command(arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--attn_order=6"],
+        ["--attn_order=10", "--prior_depth=19"],
+        ["--attn_order=2", "--single_enc_dec"],
+        ["--attn_order=2", "--use_tokens=False"],
+    ],
+)
+def test_a_prior_that_reads_its_words_or_is_given_none_is_trained(arguments: list[str]) -> None:
+    asked = hparams.training_command([*WORDS_RUN, *arguments])
+    assert f"--attn_order={asked.hps.attn_order}" in arguments
 
 
 def test_the_reference_page_is_up_to_date() -> None:

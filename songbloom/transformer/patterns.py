@@ -84,6 +84,13 @@ def layer_functions(attn_order: int, depth: int) -> list[AttentionFunction]:
     return [layer_function(attn_order, layer) for layer in range(depth)]
 
 
+def reading_depth(attn_order: int) -> int:
+    """The fewest layers with which an order has one that attends to an encoder's output; 0: it never has one."""
+    functions = layer_functions(attn_order, 32)  # further than the first such layer of any order
+    reads = AttentionFunction.ENCODER_DECODER
+    return functions.index(reads) + 1 if reads in functions else 0
+
+
 def prime_positions(prime_len: int, blocks: int, n_ctx: int) -> int:
     """How many first positions function 7 sees: ``prime_len`` rounded up *beyond* itself to a multiple of ``blocks``.
 
