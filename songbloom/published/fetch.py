@@ -4,7 +4,8 @@ A download is written beside its place. When it breaks off it goes on from there
 one, provided that the server still has the same file (``ETag`` or ``Last-Modified``). It takes its place when it has
 the size that the server stated, the MD5 that the server stated (some do), the weights that it must hold
 (:mod:`songbloom.published.jukebox.files`) and, where ``NAME.sha256`` lies beside it, that checksum. Otherwise such a
-file is written then, so that later damage is noticed: each process looks a file over before its first use.
+file is written then, so that later damage is noticed: each process looks a file over before its first use. A comment in
+it says of what size and time of change the file was when it was last found to be right.
 """
 
 from __future__ import annotations
@@ -159,6 +160,40 @@ def look_over(path: Path) -> None:
             f"{path}: is damaged (its SHA-256 is not the one in {beside.name}); delete the file to download it again"
         )
     _checked[path] = _stamp(path)
+    with contextlib.suppress(OSError):  # a cache that this process may not write
+        _remember(path, path, digest.hexdigest())
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file; read from beside a download that has not changed since it was found to be right.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    beside = checksum_beside(path)
+    with contextlib.suppress(OSError, UnicodeDecodeError, UserError):
+        same = was_checked(path) or _remembrance(path) in beside.read_text(encoding="utf-8").splitlines()
+        if same and (pinned := _pinned(path)):
+            return pinned
+    digest = hashlib.sha256()
+    with path.open("rb") as file, _bar(path.stat().st_size, 0, f"reading {path.name}") as bar:
+        _hash(file, digest, bar)
+    return digest.hexdigest()
+
+
+def _remembrance(path: Path) -> str:
+    """The comment beside a file that was right when it had this size and this time of change."""
+    size, changed = _stamp(path)
+    return f"# right when it had {size} bytes and was changed at {changed} ns"
+
+
+def _remember(path: Path, file: Path, digest: str) -> None:
+    """Write the checksum of ``path``, which ``file`` has, beside it; what a person wrote there stays."""
+    beside = checksum_beside(path)
+    lines = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else [f"{digest}  {path.name}"]
+    kept = [line for line in lines if not line.startswith("# right when")]
+    if (comment := _remembrance(file)) not in lines:
+        write_text(beside, "".join(f"{line}\n" for line in [*kept, comment]))
 
 
 def _pinned(path: Path) -> str:
@@ -260,15 +295,15 @@ def _attempt(source: str, partial: Path, name: str) -> tuple[str, str]:
         have = begins  # 0 where the server sends the whole file, because it has no ranges or another file by now
         _room_for(partial, None if total is None else total - have, name)
         sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        stated = _stated_md5(response) or (noted["md5"] if noted and have else "")
         with partial.open("r+b" if have else "w+b") as file, _bar(total, 0, name) as bar:
-            _note(partial, response.headers, total)
+            _note(partial, response.headers, total, stated)
             _hash(file, sha, bar, md5)
             _copy(response, file, bar, sha, md5)
             file.flush()
             os.fsync(file.fileno())
         if total is not None and (size := _size(partial)) != total:
             raise _BrokenOff(f"got {size} of {total} bytes")
-        stated = _stated_md5(response)
     return sha.hexdigest(), stated if stated and stated != md5.hexdigest() else ""
 
 
@@ -277,10 +312,11 @@ def _at_the_end(source: str, partial: Path, name: str, have: int, headers: Any) 
     if headers.get("Content-Range", "").rpartition("/")[2] != str(have):
         _forget(partial)
         return _attempt(source, partial, name)
-    digest = hashlib.sha256()
+    stated = (_noted(partial) or {"md5": ""})["md5"]
+    sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with partial.open("rb") as file, _bar(have, 0, name) as bar:
-        _hash(file, digest, bar)
-    return digest.hexdigest(), ""
+        _hash(file, sha, bar, md5)
+    return sha.hexdigest(), stated if stated and stated != md5.hexdigest() else ""
 
 
 def _span(response: Any, have: int) -> tuple[int, int | None]:
@@ -339,8 +375,7 @@ def _accept(address: str, target: Path, partial: Path, digest: str, wrong_md5: s
     if problem:
         _forget(partial)
         raise UserError(f"{address}: not what it should be: {problem}")
-    if not pinned:
-        write_text(checksum_beside(target), f"{digest}  {target.name}\n")
+    _remember(target, partial, digest)
     partial.replace(target)
     _forget(partial)
 
@@ -360,18 +395,18 @@ def _notes(partial: Path) -> Path:
     return partial.with_name(partial.name + ".json")
 
 
-def _note(partial: Path, headers: Any, total: int | None) -> None:
-    """Remember by what the server names this state of the file."""
+def _note(partial: Path, headers: Any, total: int | None, md5: str) -> None:
+    """Remember by what the server names this state of the file, and the MD5 that it stated."""
     tag = headers.get("ETag", "")
     validator = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
-    write_text(_notes(partial), json.dumps({"validator": validator, "size": total}))
+    write_text(_notes(partial), json.dumps({"validator": validator, "size": total, "md5": md5}))
 
 
 def _noted(partial: Path) -> dict[str, Any] | None:
     """What :func:`_note` wrote; None where nobody knows what the partial file is the beginning of."""
     try:
         noted = json.loads(_notes(partial).read_text(encoding="utf-8"))
-        return {"validator": str(noted["validator"]), "size": noted["size"]}
+        return {"validator": str(noted["validator"]), "size": noted["size"], "md5": str(noted.get("md5", ""))}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -30,8 +30,10 @@ from typing import Any
 from torch import Tensor
 
 from songbloom import __version__
+from songbloom.distributed import broadcast_object, world
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
+from songbloom.published.fetch import sha256_of
 from songbloom.sampling import journal, preview, sound, tree, words
 from songbloom.sampling.going_on import commands
 from songbloom.sampling.page import LevelPage, PageItem, clock, write_page
@@ -83,12 +85,22 @@ def read_data(path: Path | str) -> LevelData:
     if not fine or not codes or not sounds:
         raise UserError(f"{path}: holds no codes; give a {DATA} that sample.py wrote")
     levels = len(codes)
+    labels, kwargs = content.get("labels") or [None] * levels, content.get("sampling_kwargs") or [{}] * levels
+    for key, each in (("labels", labels), ("sampling_kwargs", kwargs)):
+        if not _one_a_level(each, levels, may_lack=key == "labels"):
+            raise UserError(f"{path}: its {key} are not one mapping a level; give a {DATA} that sample.py wrote")
     return LevelData(
         [each.float() if each.ndim == 3 else each.long() for each in codes],
         None if audio is None else audio.float(),
-        content.get("labels") or [None] * levels,
-        content.get("sampling_kwargs") or [{}] * levels,
+        labels,
+        kwargs,
     )
+
+
+def _one_a_level(values: Any, levels: int, *, may_lack: bool) -> bool:
+    """Whether there is a mapping for each level, or None where it may lack."""
+    fine = isinstance(values, (list, tuple)) and len(values) == levels
+    return fine and all(isinstance(each, Mapping) or (may_lack and each is None) for each in values)
 
 
 def _is_codes(part: Tensor) -> bool:
@@ -97,26 +109,34 @@ def _is_codes(part: Tensor) -> bool:
 
 
 def fingerprint(path: Path | str) -> str:
-    """A digest of what a checkpoint file holds, without reading it all: of the checksums that its archive keeps.
+    """A digest of what a checkpoint file holds; all ranks call it together, and rank 0 reads.
 
-    Copying or touching the file does not change it. For a file that is no archive: of all of its bytes.
+    Of an archive it is one of the checksums that the archive keeps, so that little is read; of another file its
+    SHA-256, which lies beside a download. Copying or touching the file does not change it.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: it is missing or cannot be read; every rank raises it.
     """
+    found = problem = ""
+    if world().is_main:
+        try:
+            found = _digest(Path(path))
+        except (OSError, zipfile.BadZipFile) as error:
+            problem = f"{path}: cannot be read ({error})"
+    found, problem = broadcast_object((found, problem))
+    if problem:
+        raise UserError(problem)
+    return found
+
+
+def _digest(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return sha256_of(path)[:32]
     digest = hashlib.blake2b(digest_size=16)
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for record in archive.infolist():
-                    name = record.filename.partition("/")[2]  # before it: what the file was called when written
-                    digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
-        else:
-            with Path(path).open("rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            name = record.filename.partition("/")[2]  # before it: what the file was called when written
+            digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
     return digest.hexdigest()
 
 

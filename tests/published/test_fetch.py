@@ -58,8 +58,35 @@ class TestWhole:
         assert server.requests == ["/some/x.tar None"]
         assert kept(tmp_path) == ["x.tar", "x.tar.sha256"]
         assert beginnings(tmp_path) == []
-        digest, name = (tmp_path / "cache" / "some" / "x.tar.sha256").read_text().split()
-        assert (digest, name) == (hashlib.sha256(CONTENT).hexdigest(), "x.tar")
+        line, comment = (tmp_path / "cache" / "some" / "x.tar.sha256").read_text().splitlines()
+        assert line == f"{hashlib.sha256(CONTENT).hexdigest()}  x.tar"
+        changed = path.stat().st_mtime_ns
+        assert comment == f"# right when it had {len(CONTENT)} bytes and was changed at {changed} ns"
+
+    def test_a_file_that_was_right_is_not_read_for_its_checksum(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.content = CONTENT
+        path = fetch(ADDRESS)
+        digest = hashlib.sha256(CONTENT).hexdigest()
+        again(monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(downloads, "_hash", lambda *given: pytest.fail("it was read"))
+            assert downloads.sha256_of(path) == digest
+        path.write_bytes(CONTENT[:-1] + b"!")
+        assert downloads.sha256_of(path) == hashlib.sha256(CONTENT[:-1] + b"!").hexdigest()
+        path.write_bytes(CONTENT)
+        downloads.look_over(path)  # right again, at another time
+        again(monkeypatch)
+        monkeypatch.setattr(downloads, "_hash", lambda *given: pytest.fail("it was read"))
+        assert downloads.sha256_of(path) == digest
+
+    @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+    def test_sha256sum_reads_what_lies_beside(self, server: Server) -> None:
+        server.content = CONTENT
+        path = fetch(ADDRESS)
+        command = ["sha256sum", "--strict", "-c", f"{path.name}.sha256"]
+        subprocess.run(command, cwd=path.parent, check=True, capture_output=True, timeout=60)
 
     def test_a_folder_may_be_chosen(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.content = CONTENT
@@ -144,6 +171,17 @@ class TestBreakingOff:
         break_off()
         (partial,) = beginnings(tmp_path)
         partial.write_bytes(CONTENT)  # as a process leaves it that is killed before it renames
+        assert fetch(ADDRESS).read_bytes() == CONTENT
+
+    def test_a_beginning_that_is_whole_already_and_wrong(self, server: Server, tmp_path: Path) -> None:
+        server.content, server.broken_off_at, server.md5 = CONTENT, 4000, "right"
+        break_off()
+        (partial,) = beginnings(tmp_path)
+        partial.write_bytes(CONTENT[:-1] + b"!")
+        with pytest.raises(UserError, match="not what it should be: its MD5 is not"):
+            fetch(ADDRESS)
+        assert beginnings(tmp_path) == []
+        server.broken_off_at = None
         assert fetch(ADDRESS).read_bytes() == CONTENT
 
     def test_a_beginning_that_is_too_long(self, server: Server, tmp_path: Path) -> None:

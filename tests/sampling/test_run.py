@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -159,6 +160,22 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "text") != fingerprint(tmp_path / "one.pt")
     with pytest.raises(UserError, match="missing"):
         fingerprint(tmp_path / "missing")
+    whole = fingerprint(tmp_path / "text")
+    digest = hashlib.sha256(b"no archive").hexdigest()
+    status = (tmp_path / "text").stat()
+    comment = f"# right when it had {status.st_size} bytes and was changed at {status.st_mtime_ns} ns"
+    for line, expected in ((comment, "0" * 32), ("# right when it had 9 bytes and was changed at 1 ns", whole)):
+        (tmp_path / "text.sha256").write_text(f"{'0' * 64}  text\n{line}\n")
+        assert fingerprint(tmp_path / "text") == expected
+    assert whole == digest[:32]
+
+
+@pytest.mark.parametrize("key", ["labels", "sampling_kwargs"])
+@pytest.mark.parametrize("value", [[1], [{}, {}], {"a": 1}, "x"])
+def test_labels_and_settings_of_other_files_are_looked_at(tmp_path: Path, key: str, value: Any) -> None:
+    torch.save({"zs": [torch.zeros(1, 4, dtype=torch.long)], key: value}, tmp_path / "file.pt")
+    with pytest.raises(UserError, match=f"its {key} are not one mapping a level"):
+        read_data(tmp_path / "file.pt")
 
 
 @pytest.mark.parametrize("content", [{}, {"zs": [], "x": torch.zeros(1, 1, 1)}, {"zs": [torch.zeros(3)]}, {"zs": 4}])
