@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PROGRAMS = ("train.py", "sample.py", "align.py", "hparams.py", "make_models.py")
+PROGRAMS = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]
 
 # What the commands of published size get in addition here, so that they end in seconds; options given last win.
 FEW = "--bs=2 --nworkers=0 --train_steps=2"
@@ -36,8 +36,8 @@ def blocks(readme: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in PROGRAMS:
-        shutil.copy(ROOT / name, tmp_path)
+    for program in PROGRAMS:
+        shutil.copy(program, tmp_path)
     shutil.copytree(ROOT / "docs" / "demo", tmp_path / "docs" / "demo")
     return tmp_path
 
@@ -53,7 +53,7 @@ def run(command: str, folder: Path) -> str:
 
 def test_both_readmes_have_the_same_commands() -> None:
     english, japanese = blocks("README.md"), blocks("README_ja.md")
-    assert set(english) == {"tour", "words", "small", "help"}
+    assert set(english) == {"tour", "words", "bloom", "small", "help"}
     assert english == japanese
 
 
@@ -65,12 +65,14 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.slow
 def test_the_tour(folder: Path) -> None:
-    for command in blocks("README.md")["tour"] + blocks("README.md")["words"]:
+    commands = blocks("README.md")
+    for command in commands["tour"] + commands["words"] + commands["bloom"]:
         run(command, folder)
     assert (folder / "samples" / "words" / "alignment" / "item_0.lrc").exists()
     page = folder / "samples" / "tour" / "index.html"
     assert page.exists()
-    assert len(list((folder / "samples" / "tour" / "level_0").glob("*.wav"))) == 2
+    for name in ("tour", "bloom"):
+        assert len(list((folder / "samples" / name / "level_0").glob("*.wav"))) == 2
 
 
 @pytest.mark.slow
