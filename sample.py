@@ -37,7 +37,7 @@ from songbloom.lora import applying
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.published.fetch import use_cache_folder
-from songbloom.sampling import labelling, memory, needs, request, songbloom_needs, songbloom_request, tree
+from songbloom.sampling import labelling, memory, needs, preview, request, songbloom_needs, songbloom_request, tree
 from songbloom.sampling.form import Frames
 from songbloom.sampling.job import Job, perform
 from songbloom.sampling.origin import items_of, open_origin, seeds_of
@@ -54,6 +54,7 @@ def main() -> int:
     if options.help:
         say(request.help_text(MODELS))
         return 0
+    preview.listen()
     distributed.start(options.device or None)
     family = family_of(options.model)
     check_family(options, family)

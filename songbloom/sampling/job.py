@@ -18,12 +18,11 @@ from torch import Tensor
 
 from songbloom import __version__
 from songbloom.data.label_tables import UNKNOWN
-from songbloom.distributed import broadcast_object, say, world
+from songbloom.distributed import broadcast_object, gather_objects, say, world
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
 from songbloom.sampling import journal, preview, sound
 from songbloom.sampling.form import Form
-from songbloom.sampling.gathering import Gathering
 from songbloom.sampling.going_on import beginnings
 from songbloom.sampling.journal import LevelJournal
 from songbloom.sampling.page import clock
@@ -106,22 +105,23 @@ def perform(job: Job) -> Path:
         chosen=job.chosen,
         going_on=beginnings(job.options, list(job.totals)),
     )
-    gathering = Gathering()
     if job.options.preview:
-        return preview_only(job, run, gathering)
+        return preview_only(job, run)
+    preview.listen()
     there = run.open(overwrite=job.options.overwrite) if world().is_main else {}
     done = min(there, default=None)
     record = (run.folder / RECORD).read_bytes() if world().is_main else b""
-    done, codes, run.chosen, record = broadcast_object(
-        (done, job.codes if done is None else list(there[done].codes), run.chosen, record)
+    kept = journal.levels_in(run.folder) if world().is_main else []  # now: after this other ranks begin journals
+    done, codes, run.chosen, record, kept = broadcast_object(
+        (done, job.codes if done is None else list(there[done].codes), run.chosen, record, kept)
     )
     _same_folder(run.folder, record)
     totals = {level: total for level, total in job.totals.items() if done is None or level < done}
-    begun = [level for level in journal.levels_in(run.folder) if level in totals]
+    begun = [level for level in kept if level in totals]
     if done is not None or begun:
         where = f"at level {max(begun)}" if begun else f"below level {done}"
         say(f"{job.options.name}: " + (f"goes on {where}" if totals else "is complete already"))
-    Levels(replace(job, settings=settings_of(job, run)), run, gathering).write(codes, totals)
+    Levels(replace(job, settings=settings_of(job, run)), run).write(codes, totals)
     if world().is_main:
         run.write_pages()  # anew for levels that an earlier version of the page showed
         run.name_outputs(job.outputs)
@@ -160,11 +160,10 @@ class Levels:
     Args:
         job: what is asked for.
         run: where it is written.
-        gathering: of all ranks.
     """
 
-    def __init__(self, job: Job, run: Run, gathering: Gathering):
-        self.job, self.run, self.gathering = job, run, gathering
+    def __init__(self, job: Job, run: Run):
+        self.job, self.run = job, run
         self.place = world()
         self.mine = share(job.items, self.place.rank, self.place.size)
         self.asking = preview.Asking(job.options.preview_minutes)
@@ -179,20 +178,19 @@ class Levels:
             totals: codes an item at the end, for the levels to write.
         """
         job, mine = self.job, self.mine
-        with self.asking.listening():
-            sample(
-                job.load_prior,
-                [each[mine.start : mine.stop].to(self.place.device) for each in codes],
-                totals,
-                job.settings,
-                seeds=job.seeds[mine.start : mine.stop],
-                labels={level: labels.windows(mine) for level, labels in job.labels.items()},
-                keeper=self._keeper,
-                on_begin=self._begin,
-                on_window=self._window,
-                on_codes=lambda count: self.progress.add(count) if self.progress else None,
-                after_level=self._after,
-            )
+        sample(
+            job.load_prior,
+            [each[mine.start : mine.stop].to(self.place.device) for each in codes],
+            totals,
+            job.settings,
+            seeds=job.seeds[mine.start : mine.stop],
+            labels={level: labels.windows(mine) for level, labels in job.labels.items()},
+            keeper=self._keeper,
+            on_begin=self._begin,
+            on_window=self._window,
+            on_codes=lambda count: self.progress.add(count) if self.progress else None,
+            after_level=self._after,
+        )
 
     def _keeper(self, level: int, codes: Sequence[Tensor]) -> LevelJournal:
         self.journal = LevelJournal(
@@ -207,7 +205,7 @@ class Levels:
         return self.journal
 
     def _begin(self, level: int, work: Work) -> None:
-        works = self.gathering.all(work)
+        works = gather_objects(work)
         self.progress = LevelProgress(level, works, rank=self.place.rank, quiet=not self.place.is_main)
 
     def _window(self, level: int, window: Window, codes: Tensor) -> None:
@@ -223,12 +221,12 @@ class Levels:
         if self.journal:
             self.journal.close()
             self.journal = None
-        before = max(self.gathering.all(before))  # all windows of all ranks are there now
+        before = max(gather_objects(before))  # all windows of all ranks are there now
         took = before + (self.progress.finish() if self.progress else 0.0)
-        beside = Path(self.gathering.all(str(run.begin_level(level)) if self.place.is_main else "")[0])
+        beside = Path(gather_objects(str(run.begin_level(level)) if self.place.is_main else "")[0])
         codec, hop = job.vqvae, job.vqvae.hop_lengths[level]
         lengths = [job.form.length(each) for each in written[level]]
-        longest = max((each for shares in self.gathering.all(lengths) for each in shares), default=0) * hop
+        longest = max((each for shares in gather_objects(lengths) for each in shares), default=0) * hop
         short = job.items * longest * codec.channels <= SHORT_SOUND
         audio = torch.zeros(len(self.mine) if short else 0, longest, codec.channels)
         for index, item in enumerate(self.mine):
@@ -239,7 +237,7 @@ class Levels:
                 if short:
                     audio[index, at : at + piece.shape[1]] = piece[0].cpu()
                     at += piece.shape[1]
-        shares = self.gathering.all(([each.cpu() for each in written], audio))
+        shares = gather_objects(([each.cpu() for each in written], audio))
         if self.place.is_main:
             data = LevelData(
                 job.form.kept([torch.cat(parts) for parts in zip(*(codes for codes, _ in shares), strict=True)]),
@@ -264,7 +262,7 @@ def preview_item(job: Job, run: Run, level: int, item: int, codes: Tensor) -> No
     preview.write_item(run.folder, level, item, pieces, job.vqvae.sample_rate, job.vqvae.channels)
 
 
-def preview_only(job: Job, run: Run, gathering: Gathering) -> Path:
+def preview_only(job: Job, run: Run) -> Path:
     """Decode what the journals hold of the level that is being written, also while another process writes it.
 
     Returns:
@@ -286,7 +284,7 @@ def preview_only(job: Job, run: Run, gathering: Gathering) -> Path:
             records = journal.read(journal.path_of(run.folder, level, item), owner)
             if records:
                 preview_item(job, run, level, item, torch.cat([beginning[0], journal.joined(records, owner)]))
-    gathering.all(None)
+    gather_objects(None)
     page = preview.write_page(run.folder, job.seconds) if world().is_main else run.folder
     if not any((run.folder / preview.FOLDER).glob("*.wav")):
         raise UserError(f"{run.folder}: no window of a level that is not whole is kept there; nothing to preview")

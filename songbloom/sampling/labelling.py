@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Asked:
         seed: of the item; it says nothing to a model.
         times: when each token of the lyrics is to be sung, where that is known already; ``timed`` counts more.
         prompt_wav: sound file that tells a model of the SongBloom family how it is to sound.
+        carried: whether ``total`` is what an earlier run was told.
     """
 
     artist: str | None = None
@@ -52,6 +53,7 @@ class Asked:
     seed: int | None = None
     times: Times | None = None
     prompt_wav: str | None = None
+    carried: bool = field(default=False, compare=False)
 
     @property
     def anything(self) -> bool:
@@ -204,7 +206,7 @@ def carried(options: Hyperparams, asked: Sequence[Asked], earlier: Sequence[Any]
         if not each.lyrics and isinstance(lyrics, str) and lyrics:
             told |= {"lyrics": lyrics, "times": _times_before(info)}
         if each.total is None and options[_TOTAL] is None and labels["y"].shape[1]:
-            told["total"] = int(labels["y"][item, 0]) / sample_rate
+            told |= {"total": int(labels["y"][item, 0]) / sample_rate, "carried": True}
         before.append(replace(each, **told))
     return before
 

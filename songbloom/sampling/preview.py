@@ -13,10 +13,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -111,28 +109,26 @@ class Asking:
 
     def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic):
         self._seconds = 60 * minutes if minutes else None
-        self._now, self._last, self._asked = now, now(), False
+        self._now, self._last = now, now()
 
     def due(self) -> bool:
         """Whether one is due; if so, the next one is due a while later."""
-        due = self._asked or (self._seconds is not None and self._now() - self._last >= self._seconds)
+        due = bool(_wishes) or (self._seconds is not None and self._now() - self._last >= self._seconds)
         if due:
-            self._asked, self._last = False, self._now()
+            _wishes.clear()
+            self._last = self._now()
         return due
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGUSR1 as the wish for one inside the block, where there is such a signal."""
-        kind = getattr(signal, "SIGUSR1", None)
-        if kind is None or threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def asked(*_: Any) -> None:
-            self._asked = True
+_wishes: list[bool] = []  # previews that somebody asked this process for, not yet made
 
-        before = signal.signal(kind, asked)
-        try:
-            yield
-        finally:
-            signal.signal(kind, before)
+
+def listen() -> None:
+    """Take SIGUSR1 as the wish for a preview from now on, where there is such a signal.
+
+    To be called before anything that takes long, such as reading weights: a process that does not expect the signal
+    dies of it. A wish is granted after the first window.
+    """
+    kind = getattr(signal, "SIGUSR1", None)
+    if kind is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(kind, lambda *_: _wishes.append(True))

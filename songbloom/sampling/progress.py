@@ -44,6 +44,7 @@ class LevelProgress:
         self.now = now
         self.added = 0
         self.begun = self.said = now()
+        self.first: tuple[float, int] | None = None  # when the first codes came, and how many
         if self.new and not self.mine.new and not quiet:
             self._print(f"level {level}: {self.new} codes are left for other ranks", last=True)
 
@@ -51,22 +52,33 @@ class LevelProgress:
         """So many more codes are written."""
         self.added += codes
         now = self.now()
+        if self.first is None:
+            self.first = now, codes
         if not self.quiet and now - self.said >= (0.5 if self.in_place else 10.0):
             self.said = now
             self._print(self.line(), last=False)
 
     def line(self) -> str:
         """Such as ``level 1: 5120 of 8192 codes, 231 codes/s, 0:13 left``; codes of an earlier session count as done,
-        but tell nothing of the speed."""
-        took = max(self.now() - self.begun, 1e-9)
-        steps = self.mine.steps * self.added / self.mine.new if self.mine.new else 0.0
-        added = sum(share.new * min(1.0, steps / share.steps) for share in self.shares if share.steps)
+        but tell nothing of the speed, and neither does the time before the first codes: weights are read in it."""
+        since, before = self.first or (self.begun, 0)
+        took = max(self.now() - since, 1e-9)
+        steps, skipped = self._steps(self.added), self._steps(before)
+        added = self._of_all(steps)
         longest = max(share.steps for share in self.shares)
-        left = clock((longest - steps) * took / steps) if steps else "?"
+        left = clock((longest - steps) * took / (steps - skipped)) if steps > skipped else "?"
         return (
             f"level {self.level}: {round(self.there + added)} of {self.there + self.new} codes, "
-            f"{added / took:.0f} codes/s, {left} left"
+            f"{(added - self._of_all(skipped)) / took:.0f} codes/s, {left} left"
         )
+
+    def _steps(self, codes: int) -> float:
+        """In how many steps this process adds so many codes."""
+        return self.mine.steps * codes / self.mine.new if self.mine.new else 0.0
+
+    def _of_all(self, steps: float) -> float:
+        """How many codes all processes add in so many steps."""
+        return sum(share.new * min(1.0, steps / share.steps) for share in self.shares if share.steps)
 
     def finish(self) -> float:
         """Print how long all took, when all are done; returns that, in seconds."""

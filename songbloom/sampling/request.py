@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -294,6 +295,12 @@ def total_length(
     if total is None:
         usual = max(240.0, seconds)
         total = usual if low <= usual < high else max(low, seconds)
+    elif total < seconds and asked is not None and asked.carried:
+        raise UserError(
+            f"{options.codes_file}: that run was told to begin a song of {total:g} s, and this one goes on to "
+            f"{seconds:g} s: give --total_sample_length_in_seconds={math.ceil(seconds)} or more, or a shorter "
+            "--sample_length_in_seconds"
+        )
     elif total < seconds:
         raise UserError(
             f"--total_sample_length_in_seconds={total:g} is less than --sample_length_in_seconds={seconds:g}: "
@@ -386,13 +393,19 @@ def kept_length(options: Hyperparams, vqvae: Any, origin: Origin, hop: int) -> i
     """Samples that are kept of what the items go on from, a whole number of ``hop``; None for all.
 
     Raises:
-        UserError: ``--cut_at`` lies beyond what is there, or beyond the new items' end, or keeps nothing.
+        UserError: ``--cut_at`` or ``--prompt_length_in_seconds`` keeps nothing, or ``--cut_at`` lies beyond what is
+            there or beyond the new items' end.
     """
     rate, cut_at = vqvae.sample_rate, options.cut_at
     word = "code of the top level" if hop == vqvae.hop_lengths[-1] else "patch"
     if cut_at is None:
         prompt = options.prompt_length_in_seconds
-        return None if prompt is None else prompts.whole_codes(prompt, rate, hop)
+        kept = None if prompt is None else prompts.whole_codes(prompt, rate, hop)
+        if kept == 0:
+            raise UserError(
+                f"--prompt_length_in_seconds={prompt:g} is shorter than one {word}, {hop / rate:.3f} s; give more of it"
+            )
+        return kept
     if cut_at > origin.end:
         raise UserError(f"--cut_at={cut_at:g}: {origin.path} ends at {origin.end:.2f} s; give less, or leave it out")
     kept = prompts.whole_codes(cut_at, rate, hop)

@@ -85,22 +85,19 @@ def read_data(path: Path | str) -> LevelData:
     if not fine or not codes or not sounds:
         raise UserError(f"{path}: holds no codes; give a {DATA} that sample.py wrote")
     levels = len(codes)
-    labels, kwargs = content.get("labels") or [None] * levels, content.get("sampling_kwargs") or [{}] * levels
-    for key, each in (("labels", labels), ("sampling_kwargs", kwargs)):
-        if not _one_a_level(each, levels, may_lack=key == "labels"):
+    told: dict[str, list[Any]] = {}
+    for key, nothing in (("labels", None), ("sampling_kwargs", {})):
+        there = content.get(key) or []
+        fine = isinstance(there, (list, tuple)) and len(there) <= levels
+        if not fine or not all(isinstance(each, Mapping) or each == nothing for each in there):
             raise UserError(f"{path}: its {key} are not one mapping a level; give a {DATA} that sample.py wrote")
+        told[key] = [*there, *[nothing] * (levels - len(there))]
     return LevelData(
         [each.float() if each.ndim == 3 else each.long() for each in codes],
         None if audio is None else audio.float(),
-        labels,
-        kwargs,
+        told["labels"],
+        told["sampling_kwargs"],
     )
-
-
-def _one_a_level(values: Any, levels: int, *, may_lack: bool) -> bool:
-    """Whether there is a mapping for each level, or None where it may lack."""
-    fine = isinstance(values, (list, tuple)) and len(values) == levels
-    return fine and all(isinstance(each, Mapping) or (may_lack and each is None) for each in values)
 
 
 def _is_codes(part: Tensor) -> bool:

@@ -209,6 +209,12 @@ def test_a_run_goes_on_with_its_words(tmp_path: Path) -> None:
     assert carried(options(""), [Asked(lyrics="two")], earlier, RATE)[0].lyrics == "two"
     assert carried(options("--total_sample_length_in_seconds=30"), [Asked()], earlier, RATE)[0].total is None
     assert carried(options(""), [Asked()], [], RATE) == [Asked()]
+    (longer,) = carried(options(""), [Asked()], earlier, RATE)
+    says = r"was told to begin a song of 10 s, and this one goes on to 12\.5 s: give --total_sample_length.*=13 or more"
+    with pytest.raises(UserError, match=says):
+        request.total_length(options(""), 12.5, longer)
+    with pytest.raises(UserError, match="a part of the whole"):
+        request.total_length(options("--total_sample_length_in_seconds=11"), 12.5, Asked())
     none, kept = earlier
     assert none is None and kept["y"].shape == (3, labels.labeller.width) and len(kept["info"]) == 3
     assert prompts.labels_of_items([{"y": torch.zeros(2, 0)}, 4, labels.labels.plain()], [2]) == [None] * 3

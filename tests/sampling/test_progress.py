@@ -36,18 +36,24 @@ def test_a_line_every_ten_seconds_and_one_at_the_end() -> None:
 def test_codes_of_an_earlier_session_are_done_but_tell_nothing_of_the_speed() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = LevelProgress(0, [Work(500, 100, 100)], stream=stream, now=clock)
-    clock.time = 10.0
+    clock.time = 90.0  # of which reading the weights took most
+    progress.add(1)
+    clock.time = 100.0
     progress.add(40)
-    assert stream.getvalue() == "level 0: 540 of 600 codes, 4 codes/s, 0:15 left\n"
-    clock.time = 25.0
+    assert stream.getvalue().splitlines() == [
+        "level 0: 501 of 600 codes, 0 codes/s, ? left",
+        "level 0: 541 of 600 codes, 4 codes/s, 0:15 left",
+    ]
+    clock.time = 125.0
     progress.finish()
-    assert stream.getvalue().endswith("level 0: 100 codes in 0:25 (500 were there), 4 codes/s\n")
+    assert stream.getvalue().endswith("level 0: 100 codes in 2:05 (500 were there), 1 codes/s\n")
 
 
 def test_the_slowest_rank_tells_when_all_is_done() -> None:
     """Rank 0 has one of its two items' last windows left; rank 1 all of its own."""
     clock, stream = Clock(), io.StringIO()
     progress = LevelProgress(0, [Work(50, 20, 20), Work(0, 100, 50)], stream=stream, now=clock)
+    progress.add(0)
     clock.time = 10.0
     progress.add(10)  # as many steps: rank 1 has made 20 codes in them
     assert stream.getvalue() == "level 0: 80 of 170 codes, 3 codes/s, 0:40 left\n"

@@ -318,6 +318,8 @@ def test_cutting(models, codes, codes_file: Path) -> None:
         ("--cut_at=12.5", r"--cut_at=12\.5: .* ends at 0\.40 s; give less"),
         ("--cut_at=.003", r"--cut_at=0\.003 keeps less than one code of the top level, 0\.004 s"),
         ("--cut_at=0", "keeps less than one code"),
+        ("--prompt_length_in_seconds=.003", "is shorter than one code of the top level, 0.004 s; give more"),
+        ("--prompt_length_in_seconds=0", "is shorter than one code"),
         ("--cut_at=.3 --sample_length_in_seconds=.2", "keeps more than --sample_length_in_seconds=0.2"),
         ("--cut_at=.4", "a shorter --cut_at"),
     ]:
