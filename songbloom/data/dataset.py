@@ -25,6 +25,7 @@ from songbloom.data.labels import Labeller
 from songbloom.data.manifest import songs_from
 from songbloom.data.metadata import Hook
 from songbloom.data.song_labels import prepared
+from songbloom.data.word_cache import CACHE_NAME as WORDS_NAME
 from songbloom.errors import UserError, did_you_mean
 
 SPLITS = ("train", "test")
@@ -133,7 +134,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         self.shifts = bool(hps.get("aug_shift")) and split == "train"
         self.blends = bool(hps.get("aug_blend")) and split == "train" and self.channels == 2 and self.mixed
         minimum, maximum = duration_limits(hps)
-        source = {key: hps.get(key) or None for key in ("audio_files_dir", "data_jsonl")}
+        source: dict[str, Any] = {key: hps.get(key) or None for key in ("audio_files_dir", "data_jsonl")}
         where = next((f"--{key}={value}" for key, value in source.items() if value), "data")
         # Rank 0 alone looks at the disk, so that a mistake is told once and all ranks see the same songs.
         songs = songs_from(**source, sidecars=labeller is not None) if distributed.world().is_main else []
@@ -159,7 +160,8 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         self.labeller = labeller
         self.tells_sung = bool(hps.get("alignment_loss_fraction")) and labeller is not None and labeller.reads_lyrics
         if labeller is not None:
-            self._known = prepared(labeller, self.songs, hook=get_metadata, test=split == "test")
+            words = cache_for(name=WORDS_NAME, **source)
+            self._known = prepared(labeller, self.songs, hook=get_metadata, test=split == "test", cache=words)
         self._ends = np.cumsum([song.total_length for song in self.songs], dtype=np.int64)
         self._warned: set[Path] = set()
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +32,7 @@ from songbloom.files import write_text
 FORMAT = 1  # of the cache file; another number makes it be built anew
 CACHE_NAME = ".songbloom_index.json"
 SILENCE_DB = -60.0  # relative to full scale; a file that is nowhere louder is silent
-_WORD_EVERY = 30.0  # seconds between two saves of the cache, and between two words to the other ranks
+_WORD_EVERY = 30.0  # seconds between two saves of the cache, and between two words about how far it is
 _SHOWN = 3  # files named for each reason when nothing is left
 
 
@@ -141,12 +141,14 @@ def examine(path: Path) -> Facts:
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
-def cache_for(*, audio_files_dir: str | Path | None = None, data_jsonl: str | Path | None = None) -> Path:
-    """Where the index of a folder or of a JSONL file is kept: in the folder, or beside the JSONL file."""
+def cache_for(
+    *, audio_files_dir: str | Path | None = None, data_jsonl: str | Path | None = None, name: str = CACHE_NAME
+) -> Path:
+    """Where the index (or ``name``) of a folder or of a JSONL file is kept: in the folder, or beside the JSONL file."""
     if data_jsonl:
         path = Path(data_jsonl).expanduser().absolute()
-        return path.with_name(f".{path.name}{CACHE_NAME}")
-    return Path(str(audio_files_dir)).expanduser().absolute() / CACHE_NAME
+        return path.with_name(f".{path.name}{name}")
+    return Path(str(audio_files_dir)).expanduser().absolute() / name
 
 
 class Cache:
@@ -240,11 +242,8 @@ def usable_durations(
     return kept, [int(durations[i]) for i in kept]
 
 
-def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> Iterator[dict[Path, Facts | str] | None]:
-    """Examine each file that is not known yet. Yields None now and then while it works, and the result at the end.
-
-    The result holds Facts, or, for a file that cannot be opened at all, why.
-    """
+def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, Facts | str]:
+    """Examine each file that is not known yet: what was found, or, for a file that cannot be opened at all, why."""
     result: dict[Path, Facts | str] = {}
     todo: dict[Path, os.stat_result] = {}
     for path in dict.fromkeys(song.path for song in songs):
@@ -283,13 +282,12 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> Iterator[dic
                     word = time.monotonic()
                     cache.save()
                     print(f"data: {done} of {len(todo)} new files examined", flush=True)
-                    yield None
         finally:
             for future, path in running.items():  # only if interrupted
                 if not future.cancel() and future.done() and not future.exception():
                     cache.put(path, todo[path].st_size, todo[path].st_mtime_ns, future.result())
             cache.save()  # so that an interrupted search goes on from here
-    yield result
+    return result
 
 
 def _sorted_out(
@@ -367,21 +365,12 @@ def build_index(
     Raises:
         UserError: no song is usable; the message says what was found and why each was dropped.
     """
-    if not distributed.world().is_main:
-        while (heard := distributed.broadcast_object(None)) is None:
-            pass  # rank 0 says that it is still at work, so that no time limit of a collective runs out
-        index: Index = heard
-    else:
-        kept = Cache(cache)
-        facts: dict[Path, Facts | str] = {}
-        for step in _examined(songs, kept, threads or min(8, os.cpu_count() or 1)):
-            if step is None:
-                distributed.broadcast_object(None)
-            else:
-                facts = step
-        index = _sorted_out(songs, facts, sample_rate, min_duration, max_duration)
-        distributed.broadcast_object(index)
-        _tell(index)
+    found = None
+    if distributed.world().is_main:
+        facts = _examined(songs, Cache(cache), threads or min(8, os.cpu_count() or 1))
+        found = _sorted_out(songs, facts, sample_rate, min_duration, max_duration)
+        _tell(found)
+    index: Index = distributed.broadcast_object(found)
     if not index.songs:
         raise nothing_usable(index, where)
     return index

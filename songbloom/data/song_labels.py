@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from songbloom import distributed
 from songbloom.data.index import IndexedSong
 from songbloom.data.labels import Compact, Known, Labeller
 from songbloom.data.manifest import Song
 from songbloom.data.metadata import Hook, asked, timed_text
+from songbloom.data.word_cache import WordCache, Words
 from songbloom.errors import UserError
 
 _SHOWN = 5  # songs that are named for each kind of remark
+_PATIENCE = 3.0  # seconds after which it is shown how far the reading of words is
 
 
 def prepared(
@@ -22,6 +28,7 @@ def prepared(
     *,
     hook: Hook | None = None,
     test: bool = False,
+    cache: Path | None = None,
     say: Callable[[str], None] = distributed.say,
 ) -> list[Compact]:
     """What label vectors of each song are made of; all ranks call it together and rank 0 does the work.
@@ -31,6 +38,7 @@ def prepared(
         songs: of one split.
         hook: knows more about songs (:mod:`songbloom.data.metadata`).
         test: whether these are test songs, for the hook.
+        cache: where the tokens of words are kept (:mod:`songbloom.data.word_cache`); None keeps none.
         say: hears remarks.
 
     Raises:
@@ -39,21 +47,29 @@ def prepared(
     ready: list[Compact] = []
     if distributed.world().is_main:
         remarks = Remarks(labeller, say)
-        for song in songs:
-            known = known_of(labeller, asked(song.song, hook, test=test), remarks.timeless)
-            remarks.look(song, known)
-            ready.append(labeller.compact(known))
+        words = WordCache(cache if labeller.reads_lyrics else None, labeller)
+        try:
+            for song in tqdm(songs, desc="words", unit="song", delay=_PATIENCE, disable=not labeller.reads_lyrics):
+                known = known_of(labeller, asked(song.song, hook, test=test), remarks.timeless, words)
+                remarks.look(song, known)
+                ready.append(labeller.compact(known))
+        finally:
+            words.save()
         remarks.tell()
     return distributed.broadcast_object(ready)
 
 
-def known_of(labeller: Labeller, song: Song, timeless: Callable[[str], None] | None = None) -> Known:
+def known_of(
+    labeller: Labeller, song: Song, timeless: Callable[[str], None] | None = None, cache: WordCache | None = None
+) -> Known:
     """What ``labeller`` knows about a song; lyrics are looked at only if they are shown to the model.
 
     Args:
         labeller: of the model.
         song: with its lyrics, and perhaps with times of them.
         timeless: hears why a song's times cannot be used, and the words are then spread evenly; None raises that.
+        cache: knows the tokens of words that were read before. What is known about such a song lacks the symbols and
+            spans of its tokens; label vectors are made without.
 
     Raises:
         UserError: names the song's file.
@@ -62,16 +78,28 @@ def known_of(labeller: Labeller, song: Song, timeless: Callable[[str], None] | N
     lyrics = song.lyrics if labeller.reads_lyrics else None
     if not lyrics and timed is not None and timed.kind == "text":
         lyrics = timed.text
-    known = labeller.known(song.artist, song.genre, lyrics, where=str(song.path))
-    if timed is None or not known.tokens.ids:
-        return known
-    try:
-        return labeller.timed(known, timed)
-    except UserError as error:
-        if timeless is None:
-            raise UserError(f"{song.path}: {error}") from error
-        timeless(f"{song.path}: its times are not used, and its words are spread evenly: {error}")
-        return known
+    where = str(song.path)
+    key = cache.key(lyrics, timed) if cache is not None and lyrics else b""
+    words = cache.get(key) if cache is not None and key else None
+    if words is not None:
+        known = labeller.known(song.artist, song.genre, None, where=where)
+        tokens = replace(known.tokens, ids=words.ids, problems=words.problems)
+        known, fault = replace(known, tokens=tokens, times=words.times), words.fault
+    else:
+        known, fault = labeller.known(song.artist, song.genre, lyrics, where=where), ""
+        if timed is not None and known.tokens.ids:
+            try:
+                known = labeller.timed(known, timed)
+            except UserError as error:
+                fault = str(error)
+        if cache is not None and key:
+            times = None if known.times is None else tuple(known.times)
+            cache.put(key, Words(known.tokens.ids, times, known.tokens.problems, fault))
+    if fault and timeless is None:
+        raise UserError(f"{song.path}: {fault}")
+    if fault and timeless is not None:
+        timeless(f"{song.path}: its times are not used, and its words are spread evenly: {fault}")
+    return known
 
 
 def unfitting(known: Known, total_length: int, labeller: Labeller) -> str:

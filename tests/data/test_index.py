@@ -91,7 +91,10 @@ def test_every_drop_is_told_in_one_line_and_counted(folder: Path, capsys: pytest
     assert "2 silent" in lines[-1]
 
 
-def test_the_same_report_is_printed_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_report_is_printed_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_told", set())
     _build(folder)
     assert capsys.readouterr().out.count("data: 3 songs") == 1
     _build(folder)

@@ -26,7 +26,7 @@ PROGRAM = textwrap.dedent("""
 
     def main():
         world = distributed.start("cpu")
-        index._WORD_EVERY = 0.0  # the other ranks hear from rank 0 after each file
+        index._WORD_EVERY = 0.0  # it tells how far it is after each file
         opened = []
         real = index.examine
         index.examine = lambda path: opened.append(path.name) or real(path)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from songbloom.data.loader import make_loader
 from songbloom.data.manifest import Song
 from songbloom.data.song_labels import known_of, prepared, unfitting
 from songbloom.errors import UserError
+from songbloom.lyrics.tokens import Tokens
 from songbloom.lyrics.vocabulary import vocabulary
 from tests.training.runs import RATE, write_songs
 
@@ -83,7 +85,36 @@ def test_without_a_labeller_there_are_no_labels(folder: Path) -> None:
     assert "labels" not in ChunkDataset(hps)[0]
 
 
-def test_remarks() -> None:
+def labeller_that_cannot_read(monkeypatch: pytest.MonkeyPatch) -> Labeller:
+    """One whose vocabulary fails where there are words."""
+    made = labeller()
+    empty = made.vocabulary.tokenize("")
+
+    def tokenize(text: str, **options: Any) -> Tokens:
+        assert not text, "it was read again"
+        return empty
+
+    monkeypatch.setattr(made.vocabulary, "tokenize", tokenize)
+    return made
+
+
+def test_words_are_read_again_when_anything_else_is_asked_and_the_file_may_go(tmp_path: Path) -> None:
+    cache = tmp_path / "words.npz"
+    song = IndexedSong(Song(Path("/a.wav"), lyrics="la la"), 8000, RATE, 1, 8000)
+    (first,) = prepared(labeller(), [song], cache=cache)
+    other = Labeller(
+        *(labeller().tables, vocabulary("v2")), max_bow_genre_size=1, n_tokens=4, sample_length=LENGTH, sr=RATE
+    )
+    (second,) = prepared(other, [song], cache=cache)
+    assert first.ids.tolist() != second.ids.tolist()
+    for content in (b"no archive", b""):
+        cache.write_bytes(content)
+        assert prepared(labeller(), [song], cache=cache)[0].ids.tolist() == first.ids.tolist()
+    (tmp_path / "file").write_text("where a folder should be")
+    assert prepared(labeller(), [song], cache=tmp_path / "file" / "words.npz")[0].ids.tolist() == first.ids.tolist()
+
+
+def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [{"text": "la", "start": 1.0, "end": 12.0}]
     others = [{"text": "zzzzzz zzzz", "start": 1.0, "end": 2.0}]
     songs = [
@@ -103,6 +134,21 @@ def test_remarks() -> None:
     assert "/late.wav: its last word ends at 12.00 s, and the song at 10.00 s" in text
     assert "/other.wav: its times are not used, and its words are spread evenly: the times are of other words" in text
     assert said[-1] == "lyrics: 4 of 5 songs have some, 1 with times; 125 tokens of v3"
+    cache = tmp_path / "words.npz"
+    for make in (labeller, lambda: labeller_that_cannot_read(monkeypatch)):
+        maker = make()
+        told: list[str] = []
+        again = prepared(
+            maker, [IndexedSong(song, 80000, RATE, 1, 80000) for song in songs], cache=cache, say=told.append
+        )
+        assert told == said
+        for one, other in zip(ready, again, strict=True):
+            assert (one.artist_id, one.genre_ids) == (other.artist_id, other.genre_ids)
+            np.testing.assert_array_equal(one.ids, other.ids)
+            assert (one.times is None) == (other.times is None)
+            if one.times is not None and other.times is not None:
+                np.testing.assert_array_equal(one.times, other.times)
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"^/other\.wav: the times are of other words"):
         known_of(labeller(), songs[3])
 
