@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 import make_models
 import train
 from hparams import HPARAMS_REGISTRY, training_command
+from songbloom.data.loader import make_loader
 from songbloom.data.songbloom_dataset import SongBloomDataset
 from songbloom.errors import UserError
 from songbloom.published.songbloom import prior as published_prior
@@ -146,6 +147,19 @@ class TestTheStep:
             hidden += [words_left == [[0]], int(valid) == 0]
         for share, wanted in zip(hidden / 400, (1 - 0.8 * 0.9, 1 - 0.8 * 0.7), strict=True):
             assert abs(share - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 400)
+
+    def test_conditions_hidden_by_batch_are_drawn_anew_for_each(self, folder: Path) -> None:
+        task, songs = parts_of(built("--lyric_dropout=0.5", "--dropout_by_batch"))
+        hidden = []
+        for batch in make_loader(songs, batch=2, epoch=1):  # another epoch than the next ones'
+            hidden.append(task._drawn(task.batch_of(batch, torch.device("cpu")).parts, True)[1])
+        items = default_collate([songs[0]] * 3)
+        for number in range(40):
+            items["batch"] = torch.full((3,), number)
+            hidden.append(task._drawn(task.batch_of(items, torch.device("cpu")).parts, True)[1])
+        gone = [{words == [0] for words in batch} for batch in hidden]
+        assert all(len(each) == 1 for each in gone)  # all of a batch or none
+        assert {True, False} == set.union(*gone[-40:])  # and batches of one epoch differ
 
     def test_a_segment_that_is_cut_does_not_teach_the_end(self, folder: Path) -> None:
         task, songs = parts_of(built("--sample_length=3840"))  # 12 frames of some 50

@@ -133,8 +133,10 @@ class Loader:
         replaced: items so far for which another one stepped in, because they could not be read.
     """
 
-    def __init__(self, dataset: Any, shares: list[list[int]], epoch: int, workers: int, pin: bool) -> None:
-        self._dataset, self._shares, self._epoch = dataset, shares, epoch
+    def __init__(
+        self, dataset: Any, shares: list[list[int]], epoch: int, workers: int, pin: bool, first: int = 0
+    ) -> None:
+        self._dataset, self._shares, self._epoch, self._first = dataset, shares, epoch, first
         self._workers, self._pin = workers, pin
         self.replaced = 0
 
@@ -165,7 +167,8 @@ class Loader:
         kept.plan.epoch, kept.plan.batches = self._epoch, self._shares
         kept.busy = True
         try:
-            for batch in kept.loader:
+            for number, batch in enumerate(kept.loader, self._first):
+                batch["batch"] = torch.full((len(self._shares[number - self._first]),), number)
                 if "replaced" in batch:
                     self.replaced += int(batch["replaced"].sum())
                 yield batch
@@ -215,7 +218,7 @@ def make_loader(
 
     Yields:
         the items' values, stacked: ``{"audio": float32 [batch, sample_length, 1], "song": int64 [batch], …}``; pinned
-        in memory if the device is a CUDA device.
+        in memory if the device is a CUDA device. With them ``"batch"``, int64 [batch]: the step's number in the epoch.
 
     Raises:
         ValueError: an empty data set, or a batch, number of workers or batches below zero.
@@ -233,4 +236,4 @@ def make_loader(
         shuffle=shuffle,
         drop_last=drop_last,
     )
-    return Loader(dataset, shares, epoch, workers, world.device.type == "cuda")
+    return Loader(dataset, shares, epoch, workers, world.device.type == "cuda", skip_batches)

@@ -33,7 +33,7 @@ _DRAWS = 12  # sets these draws apart from others with the same seed
 MEANINGLESS = 0.95  # of chance: a pretrained model whose loss is above knows nothing of the sketch tokens
 VERDICT_ITEMS = 8
 PREVIEW_STEPS, PREVIEW_SECONDS = 12, 10.0
-_FIELDS = ("tokens", "latents", "length", "ends", "lyrics", "words", "prompt", "valid", "epoch", "item")
+_FIELDS = ("tokens", "latents", "length", "ends", "lyrics", "words", "prompt", "valid", "epoch", "item", "batch")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class SongBatch(Batch):
     @classmethod
     def of(cls, items: Mapping[str, Tensor], device: torch.device) -> SongBatch:
         """Stacked items; frames that no item has are left away."""
+        items = {"batch": torch.zeros_like(items["epoch"]), **items}  # items that no loader has put together
         parts = {name: items[name] for name in _FIELDS}
         longest = int(parts["length"].max())
         for name in ("tokens", "latents"):
@@ -143,7 +144,8 @@ class SongBloomTask(Task):
         for row, length in enumerate(given["length"].tolist()):
             counters = [int(given["epoch"][row]), int(given["item"][row])]
             generator = torch.Generator().manual_seed(_seed(int(self.hps.get("seed", 0)), *counters))
-            first = torch.Generator().manual_seed(_seed(int(self.hps.get("seed", 0)), counters[0], -1))
+            batch = [counters[0], -1, int(given["batch"][row])]
+            first = torch.Generator().manual_seed(_seed(int(self.hps.get("seed", 0)), *batch))
             both, lyrics, prompt = torch.rand(3, generator=first if config.dropout_by_batch else generator).tolist()
             ids = given["lyrics"][row, : int(given["words"][row])].tolist()
             if hiding and (both < config.condition_dropout or lyrics < config.lyric_dropout):

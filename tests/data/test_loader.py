@@ -159,6 +159,7 @@ def test_a_restart_goes_on_where_it_was(workers: int, folder: Path) -> None:
     dataset = _dataset(folder)
     whole = _batches(dataset, batch=4, epoch=1)
     loader = make_loader(dataset, batch=4, epoch=1, skip_batches=3, workers=workers)
+    assert [batch["batch"].tolist() for batch in loader] == [[3 + i] * 4 for i in range(len(loader))]
     assert len(loader) == len(whole) - 3
     rest = list(loader)
     for before, after in zip(whole[3:], rest, strict=True):

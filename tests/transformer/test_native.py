@@ -183,6 +183,11 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     )
     assert done.stdout.split() == ["None", "None", "False"]
     assert done.stderr == "note: no native decoding step, sampling is slower: no-such-compiler is not installed\n"
+    other = "from songbloom import distributed; distributed.world = lambda: distributed.World(rank=1, size=2)\n"
+    silent = subprocess.run(
+        [sys.executable, "-c", other + code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert silent.stdout == done.stdout and silent.stderr == ""  # rank 1 of 2
     off = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | {"SONGBLOOM_NATIVE": "0"},

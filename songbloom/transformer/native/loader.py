@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from songbloom.distributed import world
+
 SOURCE = Path(__file__).with_name("step.cpp")
 HEADER = Path(__file__).with_name("lanes.h")
 # No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
@@ -159,7 +161,7 @@ def load(flags: tuple[str, ...] | None = None, folder: Path | None = None) -> ct
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library of this machine, or None where there can be none, which one line on stderr says, once.
+    """The library of this machine, or None where there can be none, which one line on rank 0's stderr says, once.
 
     ``SONGBLOOM_NATIVE=0`` in the environment does without it, silently.
     """
@@ -168,5 +170,6 @@ def library() -> ctypes.CDLL | None:
     try:
         return load()
     except BuildError as error:
-        print(f"note: no native decoding step, sampling is slower: {error}", file=sys.stderr)
+        if world().is_main:
+            print(f"note: no native decoding step, sampling is slower: {error}", file=sys.stderr)
         return None
