@@ -152,11 +152,11 @@ class TestTheStep:
         task, songs = parts_of(built("--lyric_dropout=0.5", "--dropout_by_batch"))
         hidden = []
         for batch in make_loader(songs, batch=2, epoch=1):  # another epoch than the next ones'
-            hidden.append(task._drawn(task.batch_of(batch, torch.device("cpu")).parts, True)[1])
+            hidden.append(task._drawn(task.batch_of(batch, torch.device("cpu")).parts or {}, True)[1])
         items = default_collate([songs[0]] * 3)
         for number in range(40):
             items["batch"] = torch.full((3,), number)
-            hidden.append(task._drawn(task.batch_of(items, torch.device("cpu")).parts, True)[1])
+            hidden.append(task._drawn(task.batch_of(items, torch.device("cpu")).parts or {}, True)[1])
         gone = [{words == [0] for words in batch} for batch in hidden]
         assert all(len(each) == 1 for each in gone)  # all of a batch or none
         assert {True, False} == set.union(*gone[-40:])  # and batches of one epoch differ
