@@ -24,9 +24,19 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["songbloom", "songbloom.*"]),
-    py_modules=["hparams", "make_models", "train", "sample", "align", "evaluate"],
+    py_modules=["hparams", "make_models", "make_tasks", "train", "sample", "align", "evaluate"],
     package_data={
-        "songbloom": ["**/*.html", "**/*.css", "**/*.js", "**/*.txt", "**/*.json", "**/*.gz", "**/*.npz", "**/*.cpp", "**/*.h"]
+        "songbloom": [
+            "**/*.html",
+            "**/*.css",
+            "**/*.js",
+            "**/*.txt",
+            "**/*.json",
+            "**/*.gz",
+            "**/*.npz",
+            "**/*.cpp",
+            "**/*.h",
+        ]
     },
     install_requires=requirements("requirements.txt"),
     extras_require={

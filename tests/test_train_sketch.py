@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import make_tasks
 import train
 from hparams import setup_hparams, training_command
 from songbloom.audio.files import write_wav
@@ -168,7 +169,7 @@ def test_mistakes_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, wo
     with pytest.raises(UserError) as caught:
         hps = training_command([*RUN, "--name=wrong", *words]).hps
         if hps.recover_from:
-            train.songs_of_model(hps, torch.device("cpu"))
+            make_tasks.songs_of_model(hps, torch.device("cpu"))
         elif hps.recover_tokens:
             recover_codebook(hps, features_to_try(hps))
         else:
