@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
+from songbloom.architecture import architecture_keys
 from songbloom.errors import UserError, did_you_mean
-from songbloom.hyperparams import COMMAND_LINE, Hyperparams, architecture_keys
+from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.prior import Prior, PriorConfig

@@ -346,7 +346,7 @@ class Knobs(Mapping[str, Knob]):
     def notices(self, hps: Hyperparams) -> list[str]:
         """One line for each key that somebody set away from its default although it does nothing here."""
         return [
-            f"note: {key}={_show(hps[key])} ({hps.sources.get(key)}) is accepted and ignored: {knob.ignored}"
+            f"note: {key}={shown(hps[key])} ({hps.sources.get(key)}) is accepted and ignored: {knob.ignored}"
             for key, knob in self.items()
             if knob.ignored and hps.get(key) != knob.default
         ]
@@ -412,7 +412,7 @@ class Knobs(Mapping[str, Knob]):
         for one in self.groups:
             lines.append(f"[{one.name}] {one.title}")
             for key, knob in one.knobs.items():
-                lines.append(f"  --{key}={_show(knob.default)}")
+                lines.append(f"  --{key}={shown(knob.default)}")
                 lines.append(f"      {knob.help_line()} [{one.name}]")
             lines.append("")
         return "\n".join([*lines, ending]).rstrip() + "\n"
@@ -423,7 +423,7 @@ class Knobs(Mapping[str, Knob]):
         for one in self.groups:
             lines += [f"## {one.name}: {one.title}", "", "| key | default | type | meaning |", "|---|---|---|---|"]
             lines += [
-                f"| `{key}` | `{_show(knob.default)}` | {knob.type_in_words()} | {knob.help_line()} |"
+                f"| `{key}` | `{shown(knob.default)}` | {knob.type_in_words()} | {knob.help_line()} |"
                 for key, knob in one.knobs.items()
             ]
             lines.append("")
@@ -434,9 +434,9 @@ class Knobs(Mapping[str, Knob]):
         lines = []
         for one in self.groups:
             lines.append(f"[{one.name}] {one.title}")
-            shown = {key: _show(hps[key]) for key in one.knobs if key in hps}
-            width, value_width = max(map(len, shown), default=0), max(map(len, shown.values()), default=0)
-            for key, text in shown.items():
+            texts = {key: shown(hps[key]) for key in one.knobs if key in hps}
+            width, value_width = max(map(len, texts), default=0), max(map(len, texts.values()), default=0)
+            for key, text in texts.items():
                 source = hps.sources.get(key, "set by the program")
                 lines.append(f"  {key:<{width}} = {text:<{min(value_width, 40)}}  {source}")
             lines.append("")
@@ -450,7 +450,8 @@ def _is_value(word: str) -> bool:
     return not word.startswith("-") or bool(_NUMBER_START.match(word))
 
 
-def _show(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as messages show it."""
     if isinstance(value, tuple):
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value)
@@ -501,123 +502,17 @@ def from_json(text: str, where: str | Path = "saved configuration") -> SavedConf
     """What :func:`to_json` wrote; raises a ``UserError`` that begins with ``where`` if it is something else."""
     try:
         content = json.loads(text)
-        hps = Hyperparams({key: _tuples(value) for key, value in content["hps"].items()})
+        hps = Hyperparams({key: with_tuples(value) for key, value in content["hps"].items()})
         hps.sources.update(content["sources"])
         return SavedConfiguration(hps, content["version"], tuple(content["argv"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a configuration that songbloom saved ({error})") from error
 
 
-def _tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
+    """A value with all its lists as tuples."""
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(with_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
-
-
-# Keys that decide the names, shapes or meaning of a checkpoint's tensors. A prior's also hold those of the codec whose
-# codes it models.
-CODEC_ARCHITECTURE = (
-    *("sr", "levels", "downs_t", "strides_t", "hvqvae_multipliers", "emb_width", "l_bins", "width", "depth", "m_conv"),
-    *("dilation_growth_rate", "dilation_cycle", "vqvae_reverse_decoder_dilation", "use_bottleneck"),
-)
-VAE_ARCHITECTURE = (
-    *("sr", "vae_channels", "vae_width", "vae_multipliers", "vae_strides", "vae_dilations", "vae_latent_dim"),
-    "vae_final_tanh",
-)
-SKETCH_ARCHITECTURE = (
-    *("sketch_features", "sketch_muq_layer", "sketch_codes", "sketch_distance", "sketch_normalisation"),
-    *("sketch_decoder", "sketch_sr", "sketch_bands", "sketch_cepstra", "sketch_words", "sketch_n_fft"),
-    *("sketch_pitch_n_fft", "sketch_lowest_pitch", "sketch_octaves", "sketch_hidden", "sketch_dilations"),
-)
-LORA_ARCHITECTURE = ("lora_rank", "lora_alpha", "lora_target_modules", "lora_train_all", "lora_train_rows")
-DISCRIMINATOR_ARCHITECTURE = ("vae_discriminator_width", "vae_discriminator_n_fft")
-PRIOR_ARCHITECTURE = (
-    *("sr", "levels", "downs_t", "strides_t", "l_bins", "level", "n_ctx", "prior_width", "prior_depth", "heads"),
-    *("attn_order", "blocks", "spread", "m_attn", "m_mlp", "res_scale", "merged_decoder", "labels", "use_tokens"),
-)
-SONGBLOOM_ARCHITECTURE = (
-    *(
-        "songbloom",
-        "sr",
-        "vae_strides",
-        "vae_latent_dim",
-        "l_bins",
-        "patch_size",
-        "prior_width",
-        "heads",
-        "prior_depth",
-    ),
-    *("dit_depth", "m_mlp", "rotary_base", "dit_rotary_base", "time_conditioning", "time_features"),
-    *("diffusion_objective", "lyric_tokens", "sentences", "prompt_frames", "lyrics_vocab"),
-)
-_CONDITIONER = (
-    *("cond_width", "cond_depth", "cond_m_conv", "cond_dilation_growth_rate", "cond_dilation_cycle"),
-    "cond_res_scale",
-)
-_LABELS = ("y_bins", "t_bins", "max_bow_genre_size", "labels_v3", "min_duration", "max_duration")
-_LYRICS = ("n_tokens", "n_vocab", "lyrics_vocab", "single_enc_dec", "copy_input")
-# Values that stand for "as the data have it": beside them a checkpoint may have any.
-_DERIVED: dict[str, Any] = {"y_bins": 0, "n_vocab": 0, "max_bow_genre_size": None, "lyrics_vocab": ""}
-_LYRICS_ENCODER = (
-    *("prime_width", "prime_depth", "prime_heads", "prime_attn_order", "prime_blocks", "prime_spread"),
-    *("prime_m_attn", "prime_m_mlp", "prime_res_scale"),
-)
-
-
-def architecture_keys(kind: str, hps: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys that decide the architecture of a ``"vqvae"``, ``"vae"``, ``"discriminator"`` or ``"prior"``.
-
-    What a model does not have does not count: conditioner keys on the top level, label keys without labels, lyric
-    keys without lyrics.
-    """
-    if kind == "vqvae":
-        return CODEC_ARCHITECTURE
-    if kind == "vae":
-        return VAE_ARCHITECTURE
-    if kind == "sketch":
-        return SKETCH_ARCHITECTURE
-    if kind == "discriminator":
-        return DISCRIMINATOR_ARCHITECTURE
-    if kind == "lora":
-        return LORA_ARCHITECTURE + architecture_keys("prior", hps)
-    if hps.get("songbloom"):
-        return SONGBLOOM_ARCHITECTURE
-    keys: tuple[str, ...] = PRIOR_ARCHITECTURE
-    if hps.get("level", 0) < hps.get("levels", 1) - 1:
-        keys += _CONDITIONER
-    if hps.get("labels"):
-        keys += _LABELS
-    if (hps.get("use_tokens") or hps.get("single_enc_dec")) and hps.get("n_tokens"):
-        keys += _LYRICS if hps.get("single_enc_dec") else _LYRICS + _LYRICS_ENCODER
-    return keys
-
-
-def compare_architecture(saved: Mapping[str, Any], current: Mapping[str, Any], kind: str) -> list[str]:
-    """Every architecture key in which a saved configuration differs from the current one, as words.
-
-    Args:
-        saved: the configuration in or beside a checkpoint; keys that it lacks are not compared.
-        current: the configuration that was asked for.
-        kind: ``"vqvae"`` or ``"prior"``.
-
-    Returns:
-        Lines such as ``width is 32 in the checkpoint, 64 asked for``; empty when they agree.
-    """
-    keys = dict.fromkeys(architecture_keys(kind, saved) + architecture_keys(kind, current))
-    return [
-        f"{key} is {_show(_tuples(saved[key]))} in the checkpoint, {_show(_tuples(current[key]))} asked for"
-        for key in keys
-        if key in saved and key in current and _comparable(key, saved) != _comparable(key, current)
-        if not (key in _DERIVED and _DERIVED[key] in (saved[key], current[key]))
-    ]
-
-
-def _comparable(key: str, hps: Mapping[str, Any]) -> Any:
-    value = _tuples(list(hps[key])) if isinstance(hps[key], tuple) else _tuples(hps[key])
-    if key == "hvqvae_multipliers" and value is None:
-        return (1,) * int(hps.get("levels", 1))  # no multipliers and all ones are the same model
-    if key == "blocks" and hps.get("attn_order") == 0:
-        return None  # dense attention has no blocks
+        return {key: with_tuples(item) for key, item in value.items()}
     return value

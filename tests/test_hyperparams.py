@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from songbloom import __version__
+from songbloom.architecture import compare_architecture
 from songbloom.errors import UserError
 from songbloom.hyperparams import (
     Hyperparams,
     Knob,
     Knobs,
     MissingHyperparameter,
-    compare_architecture,
     from_json,
     group,
     to_json,

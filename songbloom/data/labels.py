@@ -381,18 +381,6 @@ def _if_any(times: Times | None) -> Times | None:
     return times if times is not None and any(each is not None for each in times) else None
 
 
-class NoLabels:
-    """Stands where a prior has no labels: vectors of width 0."""
-
-    width = 0
-    n_tokens = 0
-
-    def batch(self, requests: Sequence[Mapping[str, Any]]) -> Labels:
-        """Labels that say nothing."""
-        info = {"artist": "n/a", "genre": "n/a", "lyrics": [], "full_tokens": []}
-        return Labels(torch.zeros(len(requests), 0, dtype=torch.int64), [dict(info) for _ in requests])
-
-
 # --- the command ----------------------------------------------------------------------------------------------------
 
 _KNOBS = Knobs(

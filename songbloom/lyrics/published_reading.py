@@ -52,11 +52,6 @@ def read_words(text: str) -> list[ReadWord]:
     return words
 
 
-def phoneme_string(text: str) -> str:
-    """The phonemes of a text joined by spaces, as they go to the lyric conditioner of the published model."""
-    return " ".join(" ".join(word.phonemes) for word in read_words(text))
-
-
 def _read_word(word: str) -> tuple[list[str], list[str]]:
     word = _REPLACE.sub(lambda match: _REPLACED[match[0]], word)
     phonemes: list[str] = []

@@ -6,12 +6,29 @@ timing signals).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.prior.config import Codec, PriorConfig
 from songbloom.vqvae.blocks import UpsamplingBlock
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a window's codes depend on besides the codes before them; None where the model has no such thing.
+
+    Attributes:
+        x_cond: [N, n_ctx, W], added at each position of the music: the codes above, or the timing labels.
+        y_cond: [N, 1, W], what the sequence begins with: artist and genre.
+        lyrics: [N, n_tokens] int64, lyric tokens (with ``copy_input`` codes).
+    """
+
+    x_cond: Tensor | None = None
+    y_cond: Tensor | None = None
+    lyrics: Tensor | None = None
 
 
 class UpsamplingConditioner(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from songbloom.errors import UserError
 from songbloom.prior.autoregressive import AutoregressiveModel, check_request
-from songbloom.prior.conditioners import UpsamplingConditioner, upsampling_conditioner
+from songbloom.prior.conditioners import Conditions, UpsamplingConditioner, upsampling_conditioner
 from songbloom.prior.config import PRECISIONS, Codec, PriorConfig, check, dtype_of
 from songbloom.prior.guidance import WatchedHead, alignment_loss, taught_head
 from songbloom.prior.labels import FIXED, LabelConditioner, label_conditioner
@@ -38,21 +38,6 @@ def _together(items: Sequence[Tensor | None]) -> Tensor | None:
     """Items' tensors [1, ...] as one batch; None if they are None."""
     present = [item for item in items if item is not None]
     return torch.cat(present) if present else None
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a window's codes depend on besides the codes before them; None where the model has no such thing.
-
-    Attributes:
-        x_cond: [N, n_ctx, W], added at each position of the music: the codes above, or the timing labels.
-        y_cond: [N, 1, W], what the sequence begins with: artist and genre.
-        lyrics: [N, n_tokens] int64, lyric tokens (with ``copy_input`` codes).
-    """
-
-    x_cond: Tensor | None = None
-    y_cond: Tensor | None = None
-    lyrics: Tensor | None = None
 
 
 class Prior(nn.Module):

@@ -209,11 +209,6 @@ def _last(packed: NDArray[np.uint8], place: int) -> int:
     return 8 * byte + int(np.flatnonzero(np.unpackbits(packed[byte : byte + 1]))[-1])
 
 
-def monotone_path(weights: Matrix) -> NDArray[np.int64]:
-    """The frame at which each token begins, ``[F]``, on the best monotone path through ``weights`` ``[T, F]``."""
-    return monotone_segments(weights)[:, 0]
-
-
 def path_share(weights: Matrix, segments: NDArray[np.int64], *, beside: int = 1) -> float:
     """How monotone a head is: the weight within ``beside`` tokens of the path, less what lies there anyway.
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from songbloom import distributed
+from songbloom.architecture import compare_architecture
 from songbloom.errors import UserError
 from songbloom.files import hold
-from songbloom.hyperparams import compare_architecture
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
 

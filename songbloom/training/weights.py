@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from songbloom import __version__
+from songbloom.architecture import compare_architecture
 from songbloom.errors import UserError
-from songbloom.hyperparams import compare_architecture
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.published import fetch as downloads

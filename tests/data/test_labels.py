@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from songbloom.data import labels as labels_module
 from songbloom.data.label_tables import LabelTables, normal_name, parse_table
-from songbloom.data.labels import Labeller, NoLabels
+from songbloom.data.labels import Labeller
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
 from songbloom.lyrics.vocabulary import vocabulary
@@ -253,8 +253,6 @@ def test_models_without_lyrics_or_labels() -> None:
     assert labels.y.tolist() == [[1000, 0, 100, 1, 0]]
     y, indices = maker.moved(labels, 10, 50)
     assert y.tolist() == [[1000, 10, 50, 1, 0]] and indices == [[]]
-    none = NoLabels().batch([{}, {}])
-    assert none.y.shape == (2, 0) and none.infos[0]["artist"] == "n/a" and none.infos[0]["full_tokens"] == []
     blank = labeller(wordless=True)
     assert not blank.reads_lyrics and blank.label(None, None, "abc", 1000, 0).y.tolist()[5:] == [0] * 8
 

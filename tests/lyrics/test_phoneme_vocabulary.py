@@ -17,11 +17,11 @@ from songbloom.lyrics.__main__ import main
 from songbloom.lyrics.morae import PHONEMES as JAPANESE
 from songbloom.lyrics.phoneme_vocabulary import NEW, section_times, starting_rows
 from songbloom.lyrics.phonemes import NEAREST, PUBLISHED
-from songbloom.lyrics.published_reading import phoneme_string
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.songbloom.conditioners import LyricConditioner
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.published.songbloom.prior import vocabulary_settings
+from tests.golden.checkers.songbloom_text import phoneme_string
 
 SONG = vocabulary("songbloom")
 OURS = vocabulary("songbloom_ja")

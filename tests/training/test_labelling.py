@@ -11,10 +11,11 @@ import torch
 
 import make_models
 from hparams import METADATA_HOOKS, setup_hparams
+from songbloom.architecture import compare_architecture
 from songbloom.data.label_tables import LabelTables
 from songbloom.data.manifest import Song
 from songbloom.errors import UserError
-from songbloom.hyperparams import COMMAND_LINE, compare_architecture
+from songbloom.hyperparams import COMMAND_LINE
 from songbloom.published import fetch
 from songbloom.training import checkpoint
 from songbloom.training.labelling import complete_labels, complete_vocabulary, labeller_of

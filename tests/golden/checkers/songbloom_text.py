@@ -10,9 +10,14 @@ import torch
 
 from songbloom.lyrics.phonemes import PUBLISHED, SYMBOLS, TAGS, clean_lyrics
 from songbloom.lyrics.pinyin import phones
-from songbloom.lyrics.published_reading import phoneme_string
+from songbloom.lyrics.published_reading import read_words
 from songbloom.lyrics.vocabulary import vocabulary
 from tests.golden.report import Golden
+
+
+def phoneme_string(text: str) -> str:
+    """The phonemes of a text joined by spaces, as they go to the lyric conditioner of the published model."""
+    return " ".join(" ".join(word.phonemes) for word in read_words(text))
 
 
 def check_text(golden: Golden) -> None:
