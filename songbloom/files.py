@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -16,15 +18,17 @@ def written_beside(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends, or, if it fails, vanishes.
 
     Folders above it are made. A process that is killed meanwhile leaves ``path`` as it was, and a hidden file that ends
-    in ``.partial``.
+    in ``.partial``, which the next one that writes there takes away.
 
     Raises:
         UserError: it cannot be written (disk full, no permission); what was there before is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # The machine's name keeps processes apart that share the folder over a network and have the same number.
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_remains(path)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -35,6 +39,32 @@ def written_beside(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _machine() -> str:
+    return platform.node().replace(os.sep, "_") or "here"
+
+
+def _clear_remains(path: Path) -> None:
+    """Take away what processes of this machine that have ended left of ``path``."""
+    beginning = f".{path.name}.{_machine()}."
+    for left in path.parent.glob(f"{glob.escape(beginning)}*.partial"):
+        number = left.name.removeprefix(beginning).removesuffix(".partial")
+        if number.isdigit() and int(number) != os.getpid() and not _lives(int(number)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # there a signal to look with would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def unwritable(path: str | Path, error: OSError) -> UserError:

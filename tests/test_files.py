@@ -56,3 +56,19 @@ def test_a_folder_is_held_until_its_process_ends(tmp_path: Path) -> None:
         other.kill()
     hold(tmp_path / "run", busy="training", instead="--name")
     hold(tmp_path / "run", busy="training", instead="--name")  # its own lock is no hindrance
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path: Path) -> None:
+    killed = """
+import os, sys
+from songbloom.files import whole_file
+with whole_file(sys.argv[1]) as file:
+    os.kill(os.getpid(), 9)
+"""
+    with subprocess.Popen([sys.executable, "-c", killed, str(tmp_path / "file")]) as ended:
+        assert ended.wait() == -9
+    (_,) = tmp_path.glob(f".file.*.{ended.pid}.partial")
+    elsewhere = tmp_path / f".file.another-machine.{ended.pid}.partial"  # there it may be alive
+    elsewhere.touch()
+    write_text(tmp_path / "file", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file", elsewhere])

@@ -51,7 +51,9 @@ class Logger:
             from tensorboardX import SummaryWriter
 
             purge = resumed_at + 1 if resumed_at else None
-            self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=20)
+            # Names of event files tell the second: a run that goes on within it must not write over its own beginning.
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=20, filename_suffix=suffix)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write each value under its key."""

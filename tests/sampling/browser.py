@@ -79,10 +79,19 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"]["exception"].get("description", script))
         return result["result"].get("value")
 
+    def _run_if_there(self, script: str) -> Any:
+        """As :meth:`run`, None while the page gives way to another one."""
+        try:
+            return self.run(script)
+        except RuntimeError as error:
+            if "navigated or closed" in str(error) or "context" in str(error):
+                return None
+            raise
+
     def until(self, condition: str, patience: float = 30.0) -> Any:
         """Wait for an expression to become true; returns its value."""
         end = time.monotonic() + patience
-        while not (value := self.run(condition)):
+        while not (value := self._run_if_there(condition)):
             if time.monotonic() > end:
                 raise AssertionError(f"never true: {condition}; the page's errors: {self.errors}")
             time.sleep(0.05)
