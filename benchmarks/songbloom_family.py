@@ -8,7 +8,8 @@ Prints one JSON object. For each precision and number of samples: the seconds th
 factor (seconds of computing a second of sound; below 1 is faster than the music), where the time goes, and the share of
 the bound. The bound is the arithmetic and the reading that must be: each weight of the language model read once a token
 and of the diffusion transformer once a step at the memory's speed, or their products at the speed of large ones,
-whichever takes longer. Then seconds of a forward and backward pass. The weights are random.
+whichever takes longer. Of the diffusion transformer's products only those count that change from step to step and that
+something reads. Then seconds of a forward and backward pass. The weights are random.
 
 ``--quality_model=NAME --codes_file=RUN`` makes the latents of a run's sketches again with fewer steps, and tells how
 far they are from those of many.
@@ -37,6 +38,7 @@ from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.generate import sample_patches
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.prior.songbloom.settings import GenerationSettings
+from songbloom.prior.songbloom.steps import DiffusionSteps
 from songbloom.sampling.songbloom_writer import PatchDraws
 
 COMMAND = group(
@@ -52,6 +54,7 @@ COMMAND = group(
     dit_depth=Knob(4, "layers of the diffusion transformer", minimum=1),
     heads=Knob(8, "attention heads", minimum=1),
     l_bins=Knob(16384, "sketch tokens", minimum=2),
+    fast=Knob(True, "the fast paths; False measures the plain ones, which the tests compare them with"),
     repeats=Knob(3, "measurements of each figure; the median and the best are told", minimum=1),
     training_frames=Knob(256, "frames of the forward and backward pass; 0: none", minimum=0),
     quality_model=Knob("", "model of make_models.py whose latents are compared over numbers of steps; empty: none"),
@@ -77,27 +80,32 @@ def build(told: dict[str, Any]) -> SongBloomPrior:
 def timed(prior: SongBloomPrior, spent: dict[str, float]) -> Iterator[None]:
     """Add up the seconds inside the parts of the prior."""
     parts: dict[str, tuple[Any, str]] = {
+        "diffusion_fast": (DiffusionSteps, "velocity"),
+        "diffusion_fast_known": (DiffusionSteps, "begin"),
         "prefix": (prior.language_model, "read"),
         "language_model": (prior.language_model, "step"),
         "classifier": (prior.classifier, "forward"),
         "diffusion": (prior.diffusion, "velocity"),
         "diffusion_known": (prior.diffusion, "known"),
     }
-    for name, (module, method) in parts.items():
-        real = getattr(module, method)
+    before = {name: getattr(owner, method) for name, (owner, method) in parts.items()}
+    for name, (owner, method) in parts.items():
 
-        def measured(*arguments: Any, _name: str = name, _real: Any = real, **keywords: Any) -> Any:
+        def measured(*arguments: Any, _name: str = name, _real: Any = before[name], **keywords: Any) -> Any:
             began = time.perf_counter()
             made = _real(*arguments, **keywords)
             spent[_name] = spent.get(_name, 0.0) + time.perf_counter() - began
             return made
 
-        object.__setattr__(module, method, measured)
+        (setattr if isinstance(owner, type) else object.__setattr__)(owner, method, measured)
     try:
         yield
     finally:
-        for module, method in parts.values():
-            object.__delattr__(module, method)
+        for name, (owner, method) in parts.items():
+            if isinstance(owner, type):
+                setattr(owner, method, before[name])
+            else:
+                object.__delattr__(owner, method)
 
 
 def write(prior: SongBloomPrior, told: dict[str, Any], precision: str, n: int) -> None:
@@ -105,10 +113,12 @@ def write(prior: SongBloomPrior, told: dict[str, Any], precision: str, n: int) -
     settings = GenerationSettings(max_frames=told["frames"], min_frames=told["frames"] + 16, steps=told["steps"])
     conditions = prior.conditions([range(1, 60)], torch.zeros(1, prior.config.prompt_frames, 64))
     dtype = dtype_of(precision)
-    model = prior.language_model
-    prefixes = [model.read(each.prefix()[0].to(dtype)) for each in (conditions, prior.null_conditions())]
-    draws = PatchDraws(list(range(n)), prior.config.patch_size)
-    for _ in sample_patches(prior, conditions, settings, counts=[n], precision=dtype, draws=draws, prefixes=prefixes):
+    read, fast = prior.language_model.read, told["fast"]
+    prefixes = [read(each.prefix()[0].to(dtype), fast=fast) for each in (conditions, prior.null_conditions())]
+    more = {"precision": dtype, "prefixes": prefixes, "fast": fast}
+    for _ in sample_patches(
+        prior, conditions, settings, counts=[n], draws=PatchDraws(list(range(n)), prior.config.patch_size), **more
+    ):
         pass
 
 
@@ -124,7 +134,7 @@ def bound(prior: SongBloomPrior, told: dict[str, Any], precision: str, n: int, r
     rows, calls = 2 * n, patches * (config.patch_size + 1)
     token = least(cost["language_model_bytes_a_position"], rows * cost["language_model_operations_a_position"])
     logits = least(2 * cost["classifier_operations_a_token"], rows * cost["classifier_operations_a_token"])
-    step = least(cost["diffusion_bytes_a_step"], rows * cost["diffusion_operations_a_step"])
+    step = least(cost["diffusion_bytes_a_step"], rows * cost["diffusion_operations_needed_a_step"])
     prefix = 2 * config.prefix * cost["language_model_operations_a_position"] / operations
     return prefix + calls * token + patches * config.patch_size * logits + patches * told["steps"] * step
 

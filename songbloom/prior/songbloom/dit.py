@@ -7,6 +7,7 @@ time (where it is prepended), the language model's vector, the patch's sketch, t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,14 @@ class DiffusionTransformer(nn.Module):
         self.layers = nn.ModuleList(DiffusionLayer(config) for _ in range(config.dit_depth))
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
 
-    def _table(self, positions: int, device: torch.device) -> Tensor:
-        """The rotary table, made once a device."""
+    def diffusion_layers(self) -> Iterator[DiffusionLayer]:
+        """The layers, first to last."""
+        for layer in self.layers:
+            assert isinstance(layer, DiffusionLayer)
+            yield layer
+
+    def rotary(self, positions: int, device: torch.device) -> Tensor:
+        """The rotary table ``[2, positions, rotated]``, made once a device."""
         if (positions, device) not in self._tables:
             config = self.config
             with torch.inference_mode(False):  # training may use it after sampling made it
@@ -117,13 +124,16 @@ class DiffusionTransformer(nn.Module):
         return torch.cat([hidden[:, None], sketch, self.project_in(previous.to(hidden.dtype))], dim=1)
 
     def velocity(self, x: Tensor, time: Tensor, known: Tensor) -> Tensor:
-        """``x [N, patch_size, latent_width]``, ``time [N, W]`` embedded, ``known`` → velocity like x, float32."""
+        """``x [N, patch_size, latent_width]``, ``time [N, W]`` embedded, ``known`` → velocity like x, float32.
+
+        Many steps of one patch are faster with :class:`songbloom.prior.songbloom.steps.DiffusionSteps`.
+        """
         config, time = self.config, time.to(known.dtype)
         parts = [known, self.project_in(x.to(known.dtype))]
         if config.time_conditioning == "prepend":
             parts.insert(0, time[:, None])
         y = torch.cat(parts, dim=1)
-        table = self._table(y.shape[1], y.device)
+        table = self.rotary(y.shape[1], y.device)
         for index, layer in enumerate(self.layers):
             last = config.patch_size if index + 1 == config.dit_depth else None
             if config.c_res and self.training and torch.is_grad_enabled():

@@ -21,8 +21,10 @@ from songbloom.prior.filters import filter_logits
 from songbloom.prior.songbloom.conditioners import Conditions
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.draws import Draws, Generators, RandomDraws
+from songbloom.prior.songbloom.layers import can_step_fast
 from songbloom.prior.songbloom.samplers import integrate
 from songbloom.prior.songbloom.settings import GenerationSettings
+from songbloom.prior.songbloom.steps import DiffusionSteps
 
 if TYPE_CHECKING:
     from songbloom.prior.songbloom.llama import Prefix
@@ -110,11 +112,25 @@ def may_end(config: SongBloomConfig, settings: GenerationSettings, patch: int, p
 
 
 class _Latents:
-    """The latents of patch after patch; time embeddings are computed once a run."""
+    """The latents of patch after patch; time embeddings are computed once a run.
 
-    def __init__(self, prior: SongBloomPrior, settings: GenerationSettings) -> None:
-        self.prior, self.settings = prior, settings
+    Args:
+        fast: use the fast steps where they can be.
+    """
+
+    def __init__(self, prior: SongBloomPrior, settings: GenerationSettings, *, fast: bool = True) -> None:
+        self.prior, self.settings, self.fast = prior, settings, fast
         self.embedded: dict[float, Tensor] = {}
+        self.steps: DiffusionSteps | None = None
+
+    def begun(self, known: Tensor) -> DiffusionSteps | None:
+        """The fast steps of a patch, where they can be."""
+        if not self.fast or not can_step_fast(known):
+            return None
+        if self.steps is None:
+            self.steps = DiffusionSteps(self.prior.diffusion)
+        self.steps.begin(known)
+        return self.steps
 
     def time(self, t: Tensor, device: torch.device) -> Tensor:
         """``[1, W]``."""
@@ -143,10 +159,14 @@ class _Latents:
             given = diffusion.known(hidden[:n], sketch, previous)
             blind = diffusion.known(torch.zeros_like(hidden[:n]), torch.zeros_like(sketch), previous)
             known = torch.cat([given, blind])
+        steps = self.begun(known)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             x = x.repeat(2, 1, 1) if how == "h" else x
-            v = diffusion.velocity(x, self.time(t, x.device).expand(len(x), -1), known)
+            if steps is not None:
+                v = steps.velocity(x, t)
+            else:
+                v = diffusion.velocity(x, self.time(t, x.device).expand(len(x), -1), known)
             return guide_halves(v, coefficient) if how == "h" else v
 
         latents = integrate(
@@ -177,9 +197,10 @@ class _Run:
         dtype: torch.dtype,
         trace: Trace | None,
         prefixes: Sequence[Prefix] | None = None,
+        fast: bool = True,
     ) -> None:
         self.prior, self.config, self.settings, self.draws = prior, prior.config, settings, draws
-        self.sketch, self.dtype, self.trace = sketch, dtype, trace
+        self.sketch, self.dtype, self.trace, self.fast = sketch, dtype, trace, fast
         size, n = self.config.patch_size, sum(counts)
         self.items = list(range(n))
         global_guidance = settings.dit_cfg_type == "global" and settings.cfg_diffusion != 1
@@ -250,7 +271,7 @@ class _Run:
         model, size, start = self.prior.language_model, self.config.patch_size, self.past.shape[1]
         x = self.next_input
         for place in range(size):
-            hidden = model.step(x, self.cache)[:, -1]
+            hidden = model.step(x, self.cache, fast=self.fast)[:, -1]
             token = self.choose(hidden, patch, place)
             self.past = torch.cat([self.past, token[:, None]], dim=1)
             if place == 0 and not self.settings.compatibility.eos_inside_patch:
@@ -264,7 +285,7 @@ class _Run:
             if not self.items:
                 return self.past[:, start:], hidden[:0]
             x = self.doubled(self.embed(self.past[:, -1:]))
-        return self.past[:, start:], model.step(x, self.cache)[:, -1]
+        return self.past[:, start:], model.step(x, self.cache, fast=self.fast)[:, -1]
 
     def read_sketch(self, patch: int, sketch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The same with tokens that are there already: all of a patch in one step."""
@@ -276,7 +297,7 @@ class _Run:
         tokens = tokens.to(self.past.device)
         self.past = torch.cat([self.past, tokens], dim=1)
         x = torch.cat([self.next_input, self.doubled(self.embed(tokens))], dim=1)
-        return tokens, self.prior.language_model.step(x, self.cache)[:, -1]
+        return tokens, self.prior.language_model.step(x, self.cache, fast=self.fast)[:, -1]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``[n, m]`` → ``[n, m, W]`` in what the transformers compute in."""
@@ -284,7 +305,7 @@ class _Run:
 
     def patches_written(self) -> Iterator[Patch]:
         """Patch after patch until no song goes on."""
-        config, latents_of = self.config, _Latents(self.prior, self.settings)
+        config, latents_of = self.config, _Latents(self.prior, self.settings, fast=self.fast)
         shape = (config.patch_size, config.latent_width)
         for index in range(self.first, self.patches):
             self.draws.begin_patch(index)
@@ -345,6 +366,7 @@ def sample_patches(
     draws: Draws | None = None,
     trace: Trace | None = None,
     prefixes: Sequence[Prefix] | None = None,
+    fast: bool = True,
 ) -> Iterator[Patch]:
     """Write songs, giving out each patch as it is done.
 
@@ -359,6 +381,7 @@ def sample_patches(
         trace: is told what happens inside.
         prefixes: the language model's ``read`` of each of the conditions and, after them, of the null conditions, in
             ``precision``; computed here where they are not given.
+        fast: take the fast paths, whose numbers are the same to rounding, where they can be: float32 on a CPU.
 
     Raises:
         UserError: what does not fit.
@@ -381,6 +404,7 @@ def sample_patches(
         dtype=dtype_of(precision),
         trace=trace,
         prefixes=prefixes,
+        fast=fast,
     )
     yield from run.patches_written()
 

@@ -15,8 +15,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from songbloom.prior.songbloom.config import SongBloomConfig
-from songbloom.prior.songbloom.layers import GatedMLP, Linear, RMSNorm, merge_heads, rotary_table, rotate, split_heads
+from songbloom.prior.songbloom.layers import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    TiledMLP,
+    can_step_fast,
+    joint_rotation,
+    merge_heads,
+    rotary_table,
+    rotate,
+    rotate_in_place,
+    split_heads,
+)
 
+TILED_FROM_ROWS = 32  # rows from which a feed-forward in tiles is the faster one
 CHUNK = 256  # positions of a long continuation that are computed at once; bounds the memory of attention's scores
 
 
@@ -46,10 +59,25 @@ class LanguageModelLayer(nn.Module):
         query, key, value = (split_heads(part, self.heads) for part in projected)
         return rotate(query, table), rotate(key, table), value
 
+    def queries_keys_values_fast(self, x: Tensor, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of float32 without gradients; ``joint`` is the table's ``joint_rotation``."""
+        projected = self.query_key_value(self.attention_norm.fused(x)).unflatten(-1, (3 * self.heads, -1))
+        rotate_in_place(projected[:, :, : 2 * self.heads], joint)
+        query, key, value = projected.transpose(1, 2).chunk(3, dim=1)
+        return query, key, value
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer after ``attended [N, heads, T, D]``."""
         x = x + self.attention_output(merge_heads(attended))
         return x + self.mlp(self.mlp_norm(x))
+
+    def finish_fast(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The same of float32 without gradients."""
+        x = x + self.attention_output(merge_heads(attended))
+        normed = self.mlp_norm.fused(x)
+        if x.shape[0] * x.shape[1] < TILED_FROM_ROWS:
+            return self.mlp(normed).add_(x)
+        return TiledMLP(self.mlp).add_to(x.flatten(0, 1), normed.flatten(0, 1)).view(x.shape)
 
     def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[N, T, W]`` → the layer's output, its keys and its values."""
@@ -97,17 +125,27 @@ class LanguageModel(nn.Module):
             x = layer(x, table)[0]
         return torch.stack([found[pair] for pair in wanted])
 
-    def read(self, prefix: Tensor) -> Prefix:
-        """One condition's positions ``[L, W]``, to begin any number of songs with."""
+    def read(self, prefix: Tensor, *, fast: bool = True) -> Prefix:
+        """One condition's positions ``[L, W]``, to begin any number of songs with.
+
+        Args:
+            fast: take the fast path, the same to rounding, where it can be.
+        """
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
+        fast = fast and can_step_fast(prefix)
+        joint = joint_rotation(table)
         keys, values = [], []
         for index, layer in enumerate(self._layers()):
-            if index + 1 == self.config.prior_depth:  # nobody asks for the output of the last layer
-                _, key, value = layer.queries_keys_values(x, table)
+            if fast:
+                query, key, value = layer.queries_keys_values_fast(x, joint)
             else:
-                x, key, value = layer(x, table)
-            keys.append(key[0])
-            values.append(value[0])
+                query, key, value = layer.queries_keys_values(x, table)
+            if index + 1 < self.config.prior_depth:  # nobody asks for the output of the last layer
+                attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+                x = layer.finish_fast(x, attended) if fast else layer.finish(x, attended)
+            # Steps read keys channel by channel and values position by position; copies let the projection go.
+            keys.append(key[0].transpose(-1, -2).contiguous().transpose(-1, -2))
+            values.append(value[0].contiguous())
         return Prefix(keys, values)
 
     def begin(self, prefix: Tensor | Sequence[Prefix], rows: Sequence[int], capacity: int) -> Cache:
@@ -136,17 +174,26 @@ class LanguageModel(nn.Module):
         tables = self.positions(length, length + capacity, like.device)
         return Cache(keys, values, own[0], own[1], list(rows), tables)
 
-    def step(self, x: Tensor, cache: Cache) -> Tensor:
-        """The next positions: ``x [rows, m, W]`` → ``[rows, m, W]``; the cache remembers them."""
-        outputs = []
+    def step(self, x: Tensor, cache: Cache, *, fast: bool = True) -> Tensor:
+        """The next positions: ``x [rows, m, W]`` → ``[rows, m, W]``; the cache remembers them.
+
+        Args:
+            fast: take the fast path, the same to rounding, where it can be.
+        """
+        outputs, fast = [], fast and can_step_fast(x)
         for part in x.split(CHUNK, dim=1):
             start, stop = cache.length, cache.length + part.shape[1]
             table = cache.table[:, start:stop]
+            joint = cache.joint[:, start:stop]
             for index, layer in enumerate(self._layers()):
-                query, key, value = layer.queries_keys_values(part, table)
-                part = layer.finish(part, cache.attend(index, query, key, value))
+                if fast:
+                    query, key, value = layer.queries_keys_values_fast(part, joint)
+                    part = layer.finish_fast(part, cache.attend(index, query, key, value))
+                else:
+                    query, key, value = layer.queries_keys_values(part, table)
+                    part = layer.finish(part, cache.attend(index, query, key, value))
             cache.length = stop
-            outputs.append(self.norm(part))
+            outputs.append(self.norm.fused(part) if fast else self.norm(part))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
@@ -156,7 +203,7 @@ class Cache:
     Attributes:
         rows: for each row the condition whose prefix it reads.
         length: positions of the song so far.
-        table: the rotary table of the song's positions.
+        table: the rotary table of the song's positions; ``joint`` the same for ``rotate_in_place``.
     """
 
     def __init__(
@@ -171,6 +218,7 @@ class Cache:
         self.prefix_keys, self.prefix_values = prefix_keys, prefix_values
         self.keys, self.values = keys, values
         self.rows, self.table, self.length = rows, table, 0
+        self.joint = joint_rotation(table)
         self.runs = self._runs()
 
     def _runs(self) -> list[tuple[int, int, int]]:

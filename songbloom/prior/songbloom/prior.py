@@ -202,18 +202,25 @@ class SongBloomPrior(nn.Module):
 
     def cost(self) -> dict[str, float]:
         """Parameters, and what one patch costs one song without guidance: multiplications and additions of the
-        language model's matrices a token position and of the diffusion transformer's a step, bytes (float32) of
-        weights that each reads, and cache bytes a position."""
+        language model's matrices a token position and of the diffusion transformer's a step (of these, ``needed`` are
+        those that are not the same at all steps of a patch and that something reads), bytes (float32) of weights that
+        each reads, and cache bytes a position."""
         config = self.config
-        layer = 4 * config.prior_width**2 + 3 * config.prior_width * config.mlp_width
+        square = config.prior_width**2
+        layer = 4 * square + 3 * config.prior_width * config.mlp_width
         classifier = sum(p.numel() for p in self.classifier.parameters())
         lm, dit = config.prior_depth * layer, config.dit_depth * layer
-        positions = 2 + 3 * config.patch_size if config.time_conditioning == "prepend" else 1 + 3 * config.patch_size
+        prepended = config.time_conditioning == "prepend"
+        positions = 1 + 3 * config.patch_size + prepended
+        spared = layer - 2 * square  # in the last layer, at other positions than the latents', all but keys and values
+        if prepended:  # in the first layer what all positions project, of which a single layer counts queries already
+            spared += (2 if config.dit_depth == 1 else 3) * square
         return {
             "parameters": sum(p.numel() for p in self.parameters()),
             "language_model_operations_a_position": 2 * lm,
             "classifier_operations_a_token": 2 * classifier,
             "diffusion_operations_a_step": 2 * dit * positions,
+            "diffusion_operations_needed_a_step": 2 * (dit * positions - spared * (positions - config.patch_size)),
             "language_model_bytes_a_position": 4 * lm,
             "diffusion_bytes_a_step": 4 * dit,
             "cache_bytes_a_position": 2 * 4 * config.prior_depth * config.prior_width,

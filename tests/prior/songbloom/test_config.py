@@ -56,5 +56,12 @@ def test_the_cost_counts_every_matrix():
         matrices += tensor.numel() if "norm" not in name else 0
     assert cost["language_model_operations_a_position"] == 2 * matrices
     assert cost["diffusion_operations_a_step"] == 2 * 11 * matrices  # as deep and wide; 2 + 3 · 3 positions
+    first = 3 * 3 * 64**2 + 11 * (64**2 + 3 * 64 * 64)  # three positions of eleven change in the first layer …
+    last = 11 * 2 * 64**2 + 3 * (2 * 64**2 + 3 * 64 * 64)  # … and three are read in the last
+    assert cost["diffusion_operations_needed_a_step"] == 2 * (first + last)
+    both = 3 * 3 * 64**2 + 3 * (64**2 + 3 * 64 * 64)  # one layer that is first and last
+    assert tiny_prior(dit_depth=1).cost()["diffusion_operations_needed_a_step"] == 2 * both
+    adaln = tiny_prior(dit_depth=1, time_conditioning="adaln").cost()["diffusion_operations_needed_a_step"]
+    assert adaln == 2 * (10 * 2 * 64**2 + 3 * (2 * 64**2 + 3 * 64 * 64))
     assert cost["cache_bytes_a_position"] == 2 * 2 * 64 * 4
     assert cost["parameters"] == sum(p.numel() for p in prior.parameters())
