@@ -58,6 +58,7 @@ from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
 
 ALIGNED = "data_align.pth.tar"
+FOLLOWS = 0.5  # share of tokens within 0.25 s from which a head is said to follow the words
 LISTENED = 4  # songs of a run on which the best head is looked for
 USAGE = (
     "usage: python align.py --find --model=MODEL --data_jsonl=FILE [--key=value …]\n"
@@ -235,6 +236,11 @@ def find(options: Hyperparams) -> list[HeadScore]:
     if world().is_main:
         written = heads.write_choice(model.weights, choice)
         say(f"layer {best.layer}, head {best.head}: written to {' and '.join(map(str, written))}")
+        if best.right is not None and best.right < FOLLOWS:
+            say(
+                "note: no head follows the words yet, so the times that it gives mean little; train longer, or with "
+                "--alignment_loss_fraction (docs/alignment.md)"
+            )
     return ranked
 
 
