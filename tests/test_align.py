@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from songbloom.sampling import heads
 from songbloom.sampling.run import LevelData, Run, read_data
 from songbloom.sampling.words import read_words
 from songbloom.training.labelling import complete_vocabulary
+from tests import programs
 from tests.sampling.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -36,15 +35,7 @@ TABLES = LabelTables(3, {"unknown": 0, "mei": 1}, {"unknown": 0, "folk": 1})
 
 
 def run_program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "align.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(folder, str(ROOT / "align.py"), *arguments)
 
 
 @pytest.fixture(scope="module")

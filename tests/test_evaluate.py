@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,13 @@ from make_models import make_vqvae, save
 from songbloom.data.manifest import songs_from
 from songbloom.errors import UserError
 from songbloom.evaluation import practice
+from tests import programs
 
 ROOT = Path(__file__).parent.parent
 
 
 def run_program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "evaluate.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(folder, str(ROOT / "evaluate.py"), *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,25 +17,16 @@ import sample as sample_program
 from songbloom.errors import UserError
 from songbloom.published import fetch
 from songbloom.sampling import request
+from tests import programs
 from tests.sampling.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
 SECONDS = "--sample_length_in_seconds=.6"  # 600 codes over windows of 256, and 150 over windows of 128
 
 
 def sample(folder: Path, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``, in which ``logs`` holds the model."""
-    launch = [str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.run(
-        [*launch, sys.executable, str(ROOT / "sample.py"), "--model=tiny", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(folder, str(ROOT / "sample.py"), "--model=tiny", *arguments, ranks=ranks)
 
 
 def sample_here(folder: Path, *arguments: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,40 +12,27 @@ from typing import Any
 import pytest
 
 from songbloom.training import checkpoint
+from tests import programs
 from tests.training.runs import SMALLER, differences, latest, weight_difference, write_songs
 
 ROOT = Path(__file__).parents[1]
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
 SMALL = [f"--{key}={value}" for key, value in SMALLER.items()]
 CODEC = ["--hps=tiny_vqvae", *SMALL, "--train", "--lr_warmup=3", "--log_steps=4", "--aug_shift"]
 PRIOR = ["--hps=tiny_vqvae,tiny_upsampler", *SMALL, "--prior", "--train", "--lr_warmup=3", "--log_steps=4"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def command(words: list[str], ranks: int) -> list[str]:
-    return ([str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []) + [sys.executable, *words]
 
 
 def run(folder: Path, *words: str, ranks: int = 1, what: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``train.py`` (or, given ``what``, tests.training.ranks) in ``folder``."""
     program = ["-m", "tests.training.ranks", *what] if what else [str(ROOT / "train.py")]
-    return subprocess.run(
-        command([*program, *words], ranks),
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(folder, *program, *words, ranks=ranks)
 
 
 def started(folder: Path, *words: str, ranks: int = 1, what: list[str] | None = None) -> subprocess.Popen[str]:
     program = ["-m", "tests.training.ranks", *what] if what else [str(ROOT / "train.py")]
     return subprocess.Popen(
-        command([*program, *words], ranks),
+        programs.command(*program, *words, ranks=ranks),
         cwd=folder,
-        env=ENVIRONMENT,
+        env=programs.ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

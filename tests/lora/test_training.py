@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,16 @@ from hparams import training_command
 from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.training import checkpoint
+from tests import programs
 from tests.training.runs import SMALLER, differences, latest, write_songs
 
 ROOT = Path(__file__).parents[2]
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = [*(f"--{key}={value}" for key, value in SMALLER.items()), "--sample_iters=0", "--lr_warmup=1", "--log_steps=4"]
 DATA = ["--audio_files_dir=songs", "--labels=False"]
 
 
 def run(folder: Path, *words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    before = [str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.run(
-        [*before, sys.executable, str(ROOT / "train.py"), *SMALL, *DATA, *words],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return programs.run(folder, str(ROOT / "train.py"), *SMALL, *DATA, *words, ranks=ranks)
 
 
 def trained(folder: Path, *words: str, ranks: int = 1) -> str:

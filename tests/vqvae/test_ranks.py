@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.programs import results_of_ranks
 
 PROGRAM = """
 import sys, torch
@@ -39,27 +38,10 @@ distributed.run(main)
 """
 
 
-def _run(folder: Path, ranks: int) -> list[dict]:
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    launch = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [*launch, sys.executable, str(program), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{ranks}_{rank}.pt", weights_only=True) for rank in range(ranks)]
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_learn_the_same_codebooks(tmp_path: Path, ranks: int) -> None:
-    (alone,) = _run(tmp_path, 1)
-    several = _run(tmp_path, ranks)
+    (alone,) = results_of_ranks(PROGRAM, tmp_path, 1)
+    several = results_of_ranks(PROGRAM, tmp_path, ranks)
     for one in several:
         assert one["bandwidth"] == alone["bandwidth"]
         for name, tensor in one["state"].items():
