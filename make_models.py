@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hparams import HPARAMS_REGISTRY, check_prior, setup_hparams
+from hparams import HPARAMS_REGISTRY, setup_hparams
 from songbloom.architecture import architecture_keys
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
@@ -31,6 +31,7 @@ from songbloom.published.songbloom import prior as published_songbloom
 from songbloom.sketch.codec import SketchedCodec
 from songbloom.sketch.tokeniser import SketchTokeniser, load_tokeniser
 from songbloom.training import checkpoint
+from songbloom.training.checks import check_prior
 from songbloom.training.labelling import LABEL_IDS
 from songbloom.training.tables import make_labeller, tables_of
 from songbloom.training.weights import open_weights, restore, save

@@ -2,7 +2,8 @@
 
 A *knob* is one named setting with a default, a meaning and a type. A program owns a collection of knobs
 (:class:`Knobs`); named sets (a registry) and what a person types override defaults, and every value of the merged
-:class:`Hyperparams` remembers where it came from. The knobs themselves are data in the root file ``hparams.py``.
+:class:`Hyperparams` remembers where it came from. The knobs themselves are data in ``songbloom/knobs/``, named sets in
+the root file ``hparams.py``.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Settings of a prior; the fields are hyperparameters and explained in ``hparams.py``, but for this one.
+    """Settings of a prior; the fields are hyperparameters and explained in ``songbloom/knobs/``, but for this one.
 
     Attributes:
         draw_lyric_ids: where lyrics and music are one sequence, let the id of a lyric token be drawn in the place of a

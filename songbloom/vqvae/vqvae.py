@@ -28,7 +28,7 @@ NO_BANDWIDTH = {"l1": 1.0, "l2": 1.0, "spec": 1.0}  # losses stay in the audio's
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """What a VQ-VAE is made of; fields are named as the hyperparameters, which ``hparams.py`` explains.
+    """What a VQ-VAE is made of; fields are named as the hyperparameters, which ``songbloom/knobs/`` explains.
 
     Raises:
         UserError: values that make no model.
