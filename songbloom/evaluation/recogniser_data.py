@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.signal import fftconvolve
 from torch import Tensor
 
 from songbloom.audio.files import read_audio
@@ -265,7 +264,7 @@ class Practice:
             length = int(rng.uniform(0.05, 0.4) * self.rate)
             room = rng.standard_normal(length) * np.exp(-np.arange(length) * 6 / length)
             room *= rng.uniform(0.05, 0.5) / np.sqrt(np.sum(room**2))
-            audio = audio + fftconvolve(audio, room)[: len(audio)]
+            audio = audio + _convolved(audio, room)
         level = max(_level(audio), 1e-3)
         if rng.random() < 0.4:
             audio = audio + coloured_noise(rng, len(audio)) * level * _decibels(-rng.uniform(8, 40))
@@ -296,3 +295,9 @@ def worn_spectrum(log_mel: Tensor, rng: np.random.Generator) -> Tensor:
             first = int(rng.integers(0, bands - 6))
             made[item, :, first : first + int(rng.integers(2, 7))] = floor
     return made
+
+
+def _convolved(audio: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """The sound in a room of such an impulse response, ``[T]`` as long as the sound."""
+    size = 1 << (len(audio) + len(room) - 2).bit_length()
+    return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(room, size), size)[: len(audio)]

@@ -15,6 +15,7 @@ float16 with one scale a tensor where ``half_moments`` asks for it and the param
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +53,12 @@ class Adam(torch.optim.Optimizer):
     Raises:
         UserError: ``implementation`` is unknown, or apex is asked for and not installed.
     """
+
+    # torch wraps these to keep its compiler out of them, for which it reads all of the compiler: seconds a start.
+    # Only models are ever compiled here.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(
         self,

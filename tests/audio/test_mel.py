@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from songbloom.audio.mel import MelPicture, log_mel, mel_picture, png_bytes, write_png
+from songbloom.audio.mel import MelPicture, log_mel, mel_filters, mel_picture, png_bytes, write_png
 
 RATE = 22050
 
@@ -28,6 +28,19 @@ def test_a_tone_lies_in_its_band() -> None:
         assert frames.shape == (128, 1 + RATE // 512)
         assert frames.dtype == np.float32
         assert abs(int(frames[:, 20].argmax()) - int(np.abs(centres - hertz).argmin())) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+@pytest.mark.parametrize(
+    ("rate", "n_fft", "bands"), [(22050, 2048, 128), (8000, 512, 64), (48000, 4096, 128), (300, 32, 9)]
+)
+def test_filters_are_slaneys(rate: int, n_fft: int, bands: int) -> None:
+    import librosa
+
+    expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=bands)
+    found = mel_filters(rate, n_fft, bands)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.max())
 
 
 def test_twice_the_amplitude_is_six_decibels() -> None:
