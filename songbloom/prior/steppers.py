@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -220,22 +220,36 @@ class Prepared:
 
     def __init__(self) -> None:
         self._key: object = None
-        self._value: tuple[native.NativeTransformer, native.Map] | None = None
+        self._value: Any = None
 
     def __reduce__(self) -> tuple[type[Prepared], tuple[()]]:
         return Prepared, ()  # a copy of the model prepares its own
 
     def native(self, model: nn.Module, given: Given) -> tuple[native.NativeTransformer, native.Map]:
         """The native transformer and output layer."""
+
+        def make() -> tuple[native.NativeTransformer, native.Map]:
+            transformer = native.NativeTransformer(given.transformer, given.dtype, given.quantize)
+            return transformer, native.head_map(given.output_weight, given.quantize)
+
+        return cast(tuple[native.NativeTransformer, native.Map], self._kept("native", model, given, make))
+
+    def decoder(self, model: nn.Module, given: Given) -> DecodingTransformer:
+        """The transformer with weights prepared for torch; what it packs for a number of samples it keeps as well."""
+
+        def make() -> DecodingTransformer:
+            return DecodingTransformer(given.transformer, given.dtype, quantize=given.quantize)
+
+        return cast(DecodingTransformer, self._kept("torch", model, given, make))
+
+    def _kept(self, way: str, model: nn.Module, given: Given, make: Callable[[], Any]) -> Any:
         parameters = list(model.parameters())
         # A tensor made in inference mode has no version: what is done to it goes unseen.
         known = not any(p.is_inference() for p in parameters)
-        key = (given.dtype, given.quantize, [(p.data_ptr(), p._version) for p in parameters]) if known else None
+        key = (way, given.dtype, given.quantize, [(p.data_ptr(), p._version) for p in parameters]) if known else None
         if self._value is None or key is None or key != self._key:
             self._value = None  # let go before the new ones take memory
-            transformer = native.NativeTransformer(given.transformer, given.dtype, given.quantize)
-            self._value = transformer, native.head_map(given.output_weight, given.quantize)
-            self._key = key
+            self._value, self._key = make(), key
         return self._value
 
 
@@ -249,7 +263,7 @@ def stepper_for(model: nn.Module, given: Given, prepared: Prepared, *, fast: boo
         return TorchStepper(given, given.transformer, head_of(given, False))
     if native.available(given.dtype, device):
         return NativeStepper(given, *prepared.native(model, given))
-    decoder = DecodingTransformer(given.transformer, given.dtype, quantize=given.quantize)
+    decoder = prepared.decoder(model, given)
     if device.type == "cuda":
         return GraphStepper(given, decoder, head_of(given, True), record=True)
     return TorchStepper(given, decoder, head_of(given, True))

@@ -78,7 +78,8 @@ class QuantizedLinear:
         self.bias, self.scale = bias.detach().to(self.dtype), scale
         self.activation = activation_named(activation) if activation else None
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """``x Wᵀ + b``, before activation and scale."""
         if x.shape[0] <= FEW_ROWS and can_multiply(self.dtype, x.device):
             scales = self.scales.to(self.dtype)
             return torch._weight_int8pack_mm(x, self.weight, scales) + self.bias
@@ -86,8 +87,8 @@ class QuantizedLinear:
         return F.linear(x, dequantized(self.weight, self.scales, self.dtype), self.bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._product(x)
+        y = self.product(x)
         return y if self.activation is None else self.activation(y)
 
     def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.add(residual, self._product(x), alpha=self.scale)
+        return torch.add(residual, self.product(x), alpha=self.scale)

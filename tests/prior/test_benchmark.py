@@ -56,3 +56,26 @@ def test_the_sampling_benchmark_names_a_typo():
     program = [sys.executable, str(ROOT / "benchmarks" / "sampling.py"), "--shapes=smal_prior"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: --shapes: 'smal_prior' is not one of small_prior")
+
+
+def test_a_whole_song_is_timed_level_by_level():
+    program = [sys.executable, str(ROOT / "benchmarks" / "whole_song.py"), "--quick", "--device=cpu", "--profiled=2"]
+    for windows in ([], ["--windows=1"]):
+        command = [*program, "--seconds=.4", *windows]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert list(result["levels"]) == ["2", "1", "0"]
+        codes = [result["levels"][level]["codes"] for level in "012"]
+        assert codes == [137 * 16, 137 * 4, 137]  # 0.4 s of 44.1 kHz in whole codes of the top
+        for level in result["levels"].values():
+            assert (level["codes_written"] == level["codes"]) == (not windows or level["codes"] <= 256)
+            assert level["profile"]["kernels_per_step"] > 0 and level["profile"]["largest"]
+        total = sum(level["seconds_for_all"] for level in result["levels"].values()) + result["decoding_seconds"]
+        assert abs(result["seconds"] - total) < 0.01 and result["within_aim"] == (total <= 300)
+
+
+def test_a_whole_song_of_an_unknown_model():
+    program = [sys.executable, str(ROOT / "benchmarks" / "whole_song.py"), "--model=5b_lyric"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 2 and "did you mean '5b_lyrics'" in done.stderr

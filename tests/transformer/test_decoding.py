@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from songbloom.errors import UserError
 from songbloom.transformer import decoding
@@ -16,7 +17,7 @@ from songbloom.transformer import quantized as quantized_room
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.cache import DecodingCache, slots
 from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, PlainLinear, can_pack, worth_packing
-from songbloom.transformer.static import StaticStep
+from songbloom.transformer.static import Fusions, StaticStep, add_norm, biased_softmax, tried
 from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
 
 CPU = torch.device("cpu")
@@ -183,15 +184,16 @@ def test_mistakes_are_named() -> None:
 
 
 @examples(40)
-@given(configs(), seeds, st.booleans(), st.integers(0, 20))
+@given(configs(), seeds, st.booleans(), st.integers(0, 20), st.integers(1, 2))
 def test_the_step_that_can_be_recorded_equals_the_whole(
-    config: TransformerConfig, seed: int, quantize: bool, known: int
+    config: TransformerConfig, seed: int, quantize: bool, known: int, batch: int
 ) -> None:
     """As a CUDA graph would run it: the same function each time, with nothing but tensors changing."""
     model, (x, encoder_kv) = transformer(config, seed), inputs(config, seed)
+    x, encoder_kv = x[:batch], None if encoder_kv is None else encoder_kv[:batch]
     decoder = DecodingTransformer(model, quantize="int8" if quantize else "")
-    cache, known = decoder.new_cache(2, encoder_kv=encoder_kv), min(known, config.n_ctx - 1)
-    steps = decoder.new_cache(2, encoder_kv=encoder_kv)
+    cache, known = decoder.new_cache(batch, encoder_kv=encoder_kv), min(known, config.n_ctx - 1)
+    steps = decoder.new_cache(batch, encoder_kv=encoder_kv)
     want = fed(decoder, steps, x, [1] * config.n_ctx)
     if known:
         decoder.extend(x[:, :known], cache)
@@ -200,6 +202,77 @@ def test_the_step_that_can_be_recorded_equals_the_whole(
         for t in range(known, config.n_ctx):
             torch.testing.assert_close(step(x[:, t], position), want[:, t], rtol=1e-4, atol=5e-5)
             position.add_(1)
+
+
+class Kernels(TorchDispatchMode):
+    """Names of the operations that would be launched on a GPU: all but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func.overloadpacket is not torch.ops.aten._unsafe_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    def as_one(self, name: str, function: Any) -> Any:
+        """A chain of operations that a compiler makes one kernel of."""
+
+        def run(*args: Any) -> Any:
+            before = len(self.names)
+            result = function(*args)
+            self.names[before:] = [name]
+            return result
+
+        return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "batch"), [(1, 1), (1, 3), (2, 1)])
+@pytest.mark.parametrize("res_scale", [False, True])
+def test_a_recorded_step_launches_eleven_kernels_a_layer(
+    heads: int, batch: int, dtype: torch.dtype, res_scale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PlainLinear", decoding.FoldedLinear)  # as on CUDA
+    counts = {}
+    for depth in (3, 6):  # rows, columns and previous rows, once or twice
+        config = TransformerConfig(**(SMALL | {"depth": depth, "heads": heads, "res_scale": res_scale}))
+        decoder = DecodingTransformer(transformer(config, 0), dtype, packed=False)
+        kernels = Kernels()
+        fused = Fusions(kernels.as_one("add_norm", add_norm), kernels.as_one("softmax", biased_softmax))
+        step = StaticStep(decoder, decoder.new_cache(batch), fused)
+        with torch.no_grad(), kernels:
+            step(torch.randn(batch, 16), torch.tensor([9]))
+        counts[depth] = len(kernels.names)
+    # Columns and previous rows are gathered first, and the latter may see nothing; res_scale has two more sums a layer.
+    assert counts[6] - counts[3] <= 3 * 11 + 3 + (3 if res_scale else 0), kernels.names
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "swish", "relu"])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_folded_and_plain_weights_agree(activation: str, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, first, second = (torch.randn(shape, generator=generator) for shape in ((3, 8), (12, 8), (8, 12)))
+    bias, other = torch.randn(12, generator=generator), torch.randn(8, generator=generator)
+    results = [
+        kind(second, other, after=activation, scale=scale).added_to(x, kind(first, bias, activation)(x))
+        for kind in (PlainLinear, decoding.FoldedLinear)
+    ]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chains_that_are_compiled_give_the_same_numbers(dtype: torch.dtype) -> None:
+    try:
+        compiled = Fusions.compiled()
+        compiled.biased_softmax(torch.randn(2, 1, 8), torch.zeros(1, 1, 8), 1.0)
+    except Exception as error:
+        pytest.skip(f"torch has no compiler here: {str(error).splitlines()[0]}")
+    tried(compiled, CPU, dtype)
+    with pytest.raises(ValueError, match="other numbers"):
+        tried(Fusions(biased_softmax=lambda scores, bias, scale: scores), CPU, dtype)
 
 
 @pytest.mark.parametrize("few_rows", [0, 16])
