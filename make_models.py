@@ -65,7 +65,6 @@ __all__ = [
     "fetch",
     "find_weights",
     "fingerprint",
-    "is_mappable",
     "make_labeller",
     "make_model",
     "make_prior",
@@ -265,11 +264,6 @@ def find_weights(
         if not found[name].is_file() and (download or not downloads.is_address(path)):
             raise UserError(f"{found[name]}: no such file; it should hold the weights of {name}")
     return found
-
-
-def is_mappable(path: Path) -> bool:
-    """Whether the weights at ``path`` are there in our own layout, so that a model's are pages of the file."""
-    return path.is_file() and open_weights(path, verify=False).content.get("kind") is not None
 
 
 def make_model(

@@ -20,7 +20,6 @@ from make_models import (
     MODELS,
     family_of,
     find_weights,
-    is_mappable,
     make_labeller,
     make_model,
     make_songbloom,
@@ -36,7 +35,7 @@ from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.lora import applying
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
-from songbloom.published.fetch import use_cache_folder
+from songbloom.published.fetch import check_together, use_cache_folder
 from songbloom.sampling import labelling, memory, needs, preview, request, songbloom_needs, songbloom_request, tree
 from songbloom.sampling.form import Frames
 from songbloom.sampling.job import Job, perform
@@ -46,6 +45,7 @@ from songbloom.sampling.songbloom_labels import SongLabeller, asked_of_options, 
 from songbloom.sampling.songbloom_options import check_family, usual_generation
 from songbloom.sampling.songbloom_options import settings_of as song_settings_of
 from songbloom.sampling.songbloom_writer import SongWriter
+from songbloom.training.weights import open_weights
 from songbloom.vqvae.vqvae import VQVAE
 
 
@@ -95,9 +95,10 @@ def prepare(options: Hyperparams) -> Job:
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
     adapters = applying.by_level(applying.read_all(options.lora), {prior.level: prior for prior in sizes}, levels)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
-    check_memory(options, sizes, overrides, checkpoints)
+    check_memory(options, sizes)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
     # All ranks download together. From here on files are named, since a rank without items loads no prior.
+    check_together(weights.values(), open_weights)
     files = {name: str(path) for name, path in weights.items()}
     device = world().device
     vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=files)
@@ -161,9 +162,7 @@ def batches_of(options: Hyperparams, sizes: Sequence[Prior], items: int) -> dict
     return memory.choose_batches(sizes, request.precision_of(options, device), device, items, before)
 
 
-def check_memory(
-    options: Hyperparams, sizes: Sequence[Prior], overrides: dict[str, Any], checkpoints: dict[str, str]
-) -> None:
+def check_memory(options: Hyperparams, sizes: Sequence[Prior]) -> None:
     """Say what sampling needs of memory, and refuse what cannot fit, before anything is downloaded."""
     levels, device = len(parts_of(options.model)) - 1, world().device
     items = items_of(options, min(each.level for each in sizes))
@@ -171,10 +170,7 @@ def check_memory(
     settings = {
         each.level: request.level_settings(options, each, levels, device, batches[str(each.level)]) for each in sizes
     }
-    files = find_weights(options.model, overrides, settings, checkpoints=checkpoints, download=False)
-    named = {name: level - 1 for level, name in enumerate(parts_of(options.model))}
-    ours = {named[name] for name, path in files.items() if is_mappable(path)}
-    needs.check(sizes, settings, items, device, mapped=ours)
+    needs.check(sizes, settings, items, device)
 
 
 def prepare_songbloom(options: Hyperparams) -> Job:

@@ -22,7 +22,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -179,6 +180,60 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file, _bar(path.stat().st_size, 0, f"reading {path.name}") as bar:
         _hash(file, digest, bar)
     return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """32 digits that stand for what a file holds; copying or touching it does not change them.
+
+    Of an archive they are of the checksums that the archive keeps, so that little is read; of another file they are its
+    SHA-256's (:func:`sha256_of`).
+
+    Raises:
+        OSError, zipfile.BadZipFile: it cannot be read.
+    """
+    if not zipfile.is_zipfile(path):
+        return sha256_of(path)[:32]
+    digest = hashlib.blake2b(digest_size=16)
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            name = record.filename.partition("/")[2]  # before it: what the file was called when written
+            digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
+    return digest.hexdigest()
+
+
+def content_key(path: Path) -> str:
+    """As :func:`content_digest`, without ever reading a file from end to end: of one without checksums it is where the
+    file lies, its size and its time of change."""
+    if zipfile.is_zipfile(path):
+        return content_digest(path)
+    if was_checked(path) and (pinned := _pinned(path)):
+        return pinned
+    return f"{path.resolve()} {_stamp(path)}"
+
+
+def check_together(paths: Iterable[Path], look: Callable[[Path], object]) -> None:
+    """Look files over on one rank of each host, so that the others need not; all ranks call it together.
+
+    Args:
+        paths: the same on all ranks.
+        look: reads a file from end to end, and raises a :class:`UserError` for one that is damaged.
+
+    Raises:
+        UserError: a file is damaged; every rank raises it.
+    """
+    paths, problem = list(paths), None
+    if world().local_rank == 0:
+        try:
+            for path in paths:
+                if not was_checked(path):
+                    look(path)
+        except UserError as error:
+            problem = str(error)
+    if problems := [each for each in gather_objects(problem) if each]:
+        raise UserError(problems[0])
+    for path in paths:
+        with contextlib.suppress(OSError):  # should it be gone by now, loading tells
+            _checked[path] = _stamp(path)
 
 
 def _remembrance(path: Path) -> str:

@@ -24,6 +24,7 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def read_safetensors(path: Path | str) -> dict[str, Tensor]:

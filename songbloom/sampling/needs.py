@@ -6,7 +6,7 @@ does. Weights that are pages of a file on disk are shared by all processes of a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Need:
         level: which.
         precision: of its weights and caches, for people.
         weights: of the model as it is loaded.
-        shared: how much of that is pages of a file, which processes share.
+        shared: how much of that is pages of a file, which the processes of a machine share.
         prepared: copies of weights that decoding makes for speed.
         item: cache, conditioning and activations of one item.
         items: sampled together.
@@ -67,7 +67,7 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.device, *, mapped: bool = False) -> Need:
+def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.device) -> Need:
     """What sampling a level takes.
 
     Args:
@@ -75,7 +75,6 @@ def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.dev
         settings: of the level.
         items: of this process.
         device: where it will be.
-        mapped: the weights are a file of our own layout on this machine.
     """
     dtype = dtype_of(settings.precision)
     matrices = sum(module.weight.numel() for module in prior.modules() if isinstance(module, Linear))
@@ -86,7 +85,7 @@ def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.dev
         prepared = float(matrices)
     elif not stepper.available(dtype, device) and worth_packing(dtype, device, together):
         prepared = float(dtype.itemsize * matrices)
-    shared = weights if mapped and device.type == "cpu" and dtype == torch.float32 else 0.0
+    shared = weights if device.type == "cpu" else 0.0  # see songbloom.training.shared
     word = f"{settings.precision}, {settings.quantize}" if settings.quantize else settings.precision
     return Need(prior.level, word, weights, shared, prepared, item_bytes(prior, settings.precision), together)
 
@@ -96,8 +95,6 @@ def check(
     settings: Mapping[int, LevelSettings],
     items: int,
     device: torch.device,
-    *,
-    mapped: Collection[int] = (),
 ) -> list[Need]:
     """Say what each level needs, where that is much, and refuse what cannot fit; all ranks call it together.
 
@@ -106,15 +103,12 @@ def check(
         settings: by level.
         items: of the run.
         device: where priors will be.
-        mapped: levels whose weights are files of our own layout.
 
     Raises:
         UserError: a level needs more than there is, as far as the system tells.
     """
     mine = -(-items // world().size)
-    return tell(
-        [need_of(each, settings[each.level], mine, device, mapped=each.level in mapped) for each in priors], device
-    )
+    return tell([need_of(each, settings[each.level], mine, device) for each in priors], device)
 
 
 def tell(needs: Sequence[Need], device: torch.device) -> list[Need]:

@@ -17,7 +17,6 @@ and its preview go when it has come.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from songbloom import __version__
 from songbloom.distributed import broadcast_object, world
 from songbloom.errors import UserError
 from songbloom.files import hold, write_text
-from songbloom.published.fetch import sha256_of
+from songbloom.published.fetch import content_digest
 from songbloom.sampling import journal, preview, sound, tree, words
 from songbloom.sampling.going_on import commands
 from songbloom.sampling.page import LevelPage, PageItem, clock, write_page
@@ -117,24 +116,13 @@ def fingerprint(path: Path | str) -> str:
     found = problem = ""
     if world().is_main:
         try:
-            found = _digest(Path(path))
+            found = content_digest(Path(path))
         except (OSError, zipfile.BadZipFile) as error:
             problem = f"{path}: cannot be read ({error})"
     found, problem = broadcast_object((found, problem))
     if problem:
         raise UserError(problem)
     return found
-
-
-def _digest(path: Path) -> str:
-    if not zipfile.is_zipfile(path):
-        return sha256_of(path)[:32]
-    digest = hashlib.blake2b(digest_size=16)
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            name = record.filename.partition("/")[2]  # before it: what the file was called when written
-            digest.update(f"{name}\0{record.CRC}\0{record.file_size}\0".encode())
-    return digest.hexdigest()
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

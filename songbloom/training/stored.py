@@ -183,16 +183,17 @@ def fill(
     for name, own in list(module.state_dict(keep_vars=True).items()):
         numbers = stored.numbers(state[name], room)
         if not own.is_meta:
+    wanted = wanted_types(module, dtype)
             with torch.no_grad():
                 own.copy_(numbers)
         else:
             prefix, _, leaf = name.rpartition(".")
             parent = module.get_submodule(prefix)
-            wanted = dtype if dtype and leaf == "weight" and isinstance(parent, Linear) else own.dtype
-            if stored.mapped and device.type == "cpu" and numbers.dtype == wanted and numbers.is_contiguous():
+            kind = wanted[name]
+            if stored.mapped and device.type == "cpu" and numbers.dtype == kind and numbers.is_contiguous():
                 _put(parent, leaf, own, numbers)
                 continue
-            _put(parent, leaf, own, torch.empty(own.shape, dtype=wanted, device=device).copy_(numbers))
+            _put(parent, leaf, own, torch.empty(own.shape, dtype=kind, device=device).copy_(numbers))
         del numbers
         stored.let_go(state[name])
 
@@ -200,6 +201,16 @@ def fill(
 def _put(parent: nn.Module, leaf: str, own: Tensor, tensor: Tensor) -> None:
     """Replace a parameter or a buffer."""
     if isinstance(own, nn.Parameter):
+def wanted_types(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """What :func:`fill` keeps each tensor of a module on the meta device in."""
+    found = {}
+    for name, own in module.state_dict(keep_vars=True).items():
+        prefix, _, leaf = name.rpartition(".")
+        matrix = leaf == "weight" and isinstance(module.get_submodule(prefix), Linear)
+        found[name] = dtype if dtype and matrix else own.dtype
+    return found
+
+
         parent.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=own.requires_grad))
     else:
         parent._buffers[leaf] = tensor.detach()

@@ -25,6 +25,7 @@ from songbloom.training import checkpoint
 from songbloom.training.stored import Stored, fill
 from songbloom.vae.vae import VAE
 from songbloom.vqvae.vqvae import VQVAE
+from songbloom.training.shared import fill_shared, worth_sharing
 
 _TRANSLATORS: dict[str, Any] = {
     "vqvae": published_vqvae,
@@ -91,7 +92,10 @@ def restore(
             raise UserError(f"{local}: {error}") from error
     else:
         _check_fit(module, state, local)
-        fill(module, state, stored, dtype=dtype, device=device)
+        if worth_sharing(module, device):
+            fill_shared(module, state, stored, local, chosen=f"{kind} {weights}", dtype=dtype)
+        else:
+            fill(module, state, stored, dtype=dtype, device=device)
     return content
 
 

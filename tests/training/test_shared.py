@@ -1,0 +1,146 @@
+"""Processes of one machine share weights that cannot be pages of the file that they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from make_models import make_prior, make_vqvae
+from songbloom import distributed
+from songbloom.published import fetch
+from songbloom.training import shared
+from tests.training.test_stored import built, settings, written
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot share them")
+
+
+@pytest.fixture(autouse=True)
+def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process is one of two of its machine, with a cache folder of their own; the folder of what they share."""
+    monkeypatch.setattr(distributed, "_world", dataclasses.replace(distributed.World(), local_size=2))
+    monkeypatch.setattr(fetch, "_folder", [tmp_path / "cache"])
+    return tmp_path / "cache" / shared.FOLDER
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def pages_of(module: torch.nn.Module, file: Path) -> int:
+    """How many of a module's tensors lie in pages of a file."""
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(file)):
+            spans.append([int(end, 16) for end in line.split()[0].split("-")])
+    places = [tensor.data_ptr() for tensor in module.state_dict().values()]
+    return sum(any(first <= place < last for first, last in spans) for place in places)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_published_file_is_converted_once(
+    stream: bool, dtype: torch.dtype | None, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pth.tar"
+    prior = written("prior", path, published=True, stream=stream)
+    first = built("prior", dtype, restore_prior=str(path))
+    (file,) = files(several)
+    monkeypatch.setattr(shared, "_write", None)  # the second process must not
+    second = built("prior", dtype, restore_prior=str(path))
+    for loaded in (first, second):
+        assert Path("/proc").is_dir() is False or pages_of(loaded, file) == len(loaded.state_dict())
+        for name, tensor in prior.state_dict().items():
+            own = loaded.state_dict()[name]
+            assert own.dtype in (torch.float32, dtype) and torch.equal(own, tensor.to(own.dtype)), name
+    assert [p.name for p in several.iterdir() if p.name.endswith(".partial")] == []
+    with torch.no_grad():
+        first.autoregressive.positions.zero_()  # what one process does to its weights stays its own
+    assert torch.equal(
+        built("prior", dtype, restore_prior=str(path)).autoregressive.positions, second.autoregressive.positions
+    )
+
+
+def test_a_file_of_ours_is_shared_as_it_is_and_converted_where_it_must_be(several: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth.tar"
+    written("prior", path, published=False, stream=False)
+    built("prior", None, restore_prior=str(path))
+    assert files(several) == []
+    built("prior", torch.bfloat16, restore_prior=str(path))
+    assert len(files(several)) == 1
+
+
+def test_other_weights_types_and_choices_have_files_of_their_own(several: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("x.pth.tar", "y.pth.tar")]
+    one = written("prior", paths[0], published=True, stream=False)
+    content = torch.load(paths[0], weights_only=True)
+    content["model"] = {name: tensor + 1 for name, tensor in content["model"].items()}
+    content["model"]["prior.x_out.weight"] = content["model"]["prior.x_emb.weight"]
+    torch.save(content, paths[1])
+    loaded = [built("prior", dtype, restore_prior=str(path)) for path in paths for dtype in (None, torch.float16)]
+    assert len(files(several)) == 4
+    assert torch.equal(loaded[2].autoregressive.positions, one.autoregressive.positions + 1)
+    shutil.copyfile(paths[0], tmp_path / "copy.pth.tar")
+    built("prior", None, restore_prior=str(tmp_path / "copy.pth.tar"))
+    assert len(files(several)) == 4  # of an archive the content counts, not the place
+
+
+def test_averaged_and_raw_weights_are_not_taken_for_each_other(several: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth.tar"
+    written("prior", path, published=False, stream=False)
+    content = torch.load(path, weights_only=True)
+    content["ema"] = {name: tensor * 2 for name, tensor in content["model"].items()}
+    torch.save(content, path)
+    averaged = built("prior", torch.float16, restore_prior=str(path))
+    assert torch.equal(averaged.autoregressive.positions, content["ema"]["autoregressive.positions"])
+    from songbloom.training.weights import restore
+
+    hps = settings("prior")
+    raw = make_prior(hps, make_vqvae(hps), "meta")
+    restore(raw, path, "prior", weights="raw", dtype=torch.float16)
+    assert torch.equal(raw.autoregressive.positions, content["model"]["autoregressive.positions"])
+    assert len(files(several)) == 2
+
+
+@pytest.mark.parametrize("how", ["full", "no room", "too large", "read-only"])
+def test_without_room_every_process_has_its_own(
+    how: str, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pth.tar"
+    prior = written("prior", path, published=True, stream=False)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if how == "full":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    elif how == "no room":
+        monkeypatch.setattr(shared, "_SPARE", 1e18)
+    elif how == "too large":
+        monkeypatch.setattr(shared, "LARGEST", 1000)
+    else:
+        several.parent.mkdir(parents=True)
+        several.write_text("a file where the folder should be")
+    loaded = built("prior", torch.float16, restore_prior=str(path))
+    assert torch.equal(loaded.autoregressive.positions, prior.autoregressive.positions)
+    assert capsys.readouterr().out.count("note: x.pth.tar: every process has a copy of its own") == 1
+    assert not several.is_dir() or list(several.glob("*.safetensors")) + list(several.glob("*.partial")) == []
+
+
+def test_what_was_used_longest_ago_goes_first(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.pth.tar"
+    written("prior", path, published=True, stream=False)
+    built("prior", None, restore_prior=str(path))
+    size = files(several)[0].stat().st_size
+    for number, name in enumerate(("old", "new")):
+        (several / f"{name}.safetensors").write_bytes(bytes(size))
+        os.utime(several / f"{name}.safetensors", (number, number))
+    monkeypatch.setattr(shared, "LARGEST", 3.2 * size)
+    built("prior", torch.float16, restore_prior=str(path))
+    assert not (several / "old.safetensors").exists() and (several / "new.safetensors").exists()
+    assert len(files(several)) == 3
