@@ -476,23 +476,24 @@ def _songbloom_sources(
     values = {name: setup_hparams(dict.fromkeys((vae_set, name)), overrides) for name in (vae_set, prior_set)}
     sources = {}
     prior = checkpoints.get(prior_set) or _weights_of(prior_set, "restore_prior", values[prior_set], overrides)
-    sources[prior_set] = prior
+    prior = sources[prior_set] = hub.file_of(prior, _usual_file(prior_set), checkpoint.LATEST)
     local = fetch(prior) if download else downloads.target_of(prior)
     content = open_weights(local, verify=False).content if local.is_file() else {}
     saved: Mapping[str, Any] = content.get("hps") or {}
     there = published_songbloom.is_published(content)
     given = checkpoints.get(vae_set) or overrides.get("restore_vae")
     if given:
+    coming = hub.is_hub(prior) and not local.is_file()  # to be downloaded, and its VAE with it
         sources[vae_set] = str(given)
-    elif there:
-        sources[vae_set] = hub.codec_of(local, content)
+    elif there or coming:
+        sources[vae_set] = prior if coming else hub.codec_of(local, content)
     elif saved.get("restore_vae") and downloads.target_of(saved["restore_vae"]).is_file():
         sources[vae_set] = saved["restore_vae"]
     else:
         own = HPARAMS_REGISTRY[vae_set].get("restore_vae", "")
         sources[vae_set] = own or _weights_of(vae_set, "restore_vae", values[vae_set], {})
     book = checkpoints.get(sketch_set) or overrides.get("restore_sketch")
-    if not book and not there:  # no codebook of ours fits a published model, unless somebody says so
+    if not book and not there and not coming:  # no codebook of ours fits a published model, unless somebody says so
         usual = Path(values[prior_set]["local_logdir"]) / sketch_set / CODEBOOK
         candidates = (saved.get("restore_sketch"), str(usual))
         book = next((one for one in candidates if one and Path(one).is_file()), "")
@@ -528,11 +529,18 @@ def settings_of(
     values[key] = given or _weights_of(name, key, values, overrides, must_exist=must_exist)
     if restored:
         _as_trained(values, values[key], key.removeprefix("restore_"), overrides)
+    if values.get("songbloom") and key == "restore_prior":
+        values[key] = hub.file_of(values[key], _usual_file(name), checkpoint.LATEST)
     return values
 
 
 def _weights_of(
     name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any], *, must_exist: bool = True
+def _usual_file(name: str) -> str:
+    """What the file of a set's published weights is called; empty for sets that have none."""
+    return str(HPARAMS_REGISTRY[name].get("restore_prior", "")).rpartition("/")[2]
+
+
 ) -> str:
     """Where the weights of a set are: as overridden, as published, or where training under its name leaves them."""
     given = overrides.get(key) or HPARAMS_REGISTRY[name].get(key)
@@ -540,10 +548,15 @@ def _weights_of(
         return str(given)
     path = Path(values["local_logdir"]) / name / (CODEBOOK if key == "restore_sketch" else checkpoint.LATEST)
     if must_exist and not path.is_file():
-        sets, prior = (name, "") if key == "restore_vqvae" else (f"CODEC,{name}", " --prior --restore_vqvae=…")
+        what, words = name, "--vq --audio_files_dir=SONGS"
+        if key == "restore_prior" and values.get("songbloom"):
+            words = "--prior --data_jsonl=SONGS"
+        elif key == "restore_prior":
+            what, words = f"CODEC,{name}", "--prior --restore_vqvae=… --audio_files_dir=SONGS"
+        options = "--restore_vae" if "vae" in HPARAMS_REGISTRY[name] else "--restore_vqvae"
         raise UserError(
-            f"{path}: no weights of {name} there: train it (python train.py --hps={sets} --name={name}{prior} "
-            "--audio_files_dir=SONGS --train …, see docs/training.md), or give --restore_vqvae and --restore_prior"
+            f"{path}: no weights of {name} there: train it (python train.py --hps={what} --name={name} {words} "
+            f"--train …, see docs/training.md), or give {options} and --restore_prior"
         )
     return str(path)
 
@@ -553,10 +566,8 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
 
     What the person gives for sampling stays, and is compared when the weights are loaded.
     """
-    local = Path(path)
-    if downloads.is_address(path) or not local.is_file():
-        return
-    if kind == "sketch":
+    local = downloads.target_of(path)
+    if (downloads.is_address(path) and not hub.is_hub(path)) or not local.is_file() or kind == "sketch":
         return
     content = open_weights(local, verify=False).content  # restoring verifies it
     saved = content.get("hps")

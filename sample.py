@@ -202,6 +202,8 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     weights = find_weights(options.model, overrides, checkpoints=checkpoints)
     files = {name: str(path) for name, path in weights.items()}
     codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
+    if make_songbloom(options.model, "meta", overrides, checkpoints=files)[1].config != config:
+        return prepare_songbloom(options)  # settings came with the weights; now that they are there, they count
     applying.apply(prior, adapters.get(0, ()))
     hps.update(applying.vocabulary_of(adapters.get(0, ())))
     origin = open_origin(options, codec, 0)

@@ -20,6 +20,7 @@ from hparams import HPARAMS_REGISTRY, training_command
 from songbloom.data.loader import make_loader
 from songbloom.data.songbloom_dataset import SongBloomDataset
 from songbloom.errors import UserError
+from songbloom.lora.files import write_safetensors
 from songbloom.published.songbloom import prior as published_prior
 from songbloom.published.songbloom import vae as published_vae
 from songbloom.training import checkpoint
@@ -390,26 +391,20 @@ class TestPublishedFiles:
             make_models.make_songbloom("songbloom_150s")
         assert "hf://" in HPARAMS_REGISTRY["songbloom_240s"].restore_prior
 
-    def test_forks_keep_safetensors(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_forks_keep_safetensors(self, folder: Path) -> None:
         task, _ = parts_of(built())
         state = published_prior.to_published(task.model.state_dict())
         state |= published_vae.to_published(task.codec.vae.state_dict(), prefix=published_vae.BUNDLED)
         content = {name: tensor.bfloat16() for name, tensor in state.items()}
-        (folder / "fork.safetensors").write_bytes(b"read by the package below")
+        write_safetensors(folder / "fork.safetensors", content, {})
         named = {"tiny_songbloom": "fork.safetensors"}
-        monkeypatch.setitem(sys.modules, "safetensors", None)
-        with pytest.raises(UserError, match="pip install safetensors"):
-            make_models.make_songbloom("tiny_songbloom", checkpoints=named)
-        package, reader = ModuleType("safetensors"), ModuleType("safetensors.torch")
-        package.torch = reader  # type: ignore[attr-defined]
-        package.SafetensorError = ValueError  # type: ignore[attr-defined]
-        reader.load_file = lambda path: content  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "safetensors", package)
-        monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
         codec, prior = make_models.make_songbloom("tiny_songbloom", checkpoints=named)
         assert torch.equal(prior.start, task.model.start.bfloat16().float()) and prior.start.dtype == torch.float32
         weight = codec.vae.decoder.output.direction
         assert torch.equal(weight, task.codec.vae.decoder.output.direction.bfloat16().float())
+        (folder / "fork.safetensors").write_bytes((folder / "fork.safetensors").read_bytes()[:-8])
+        with pytest.raises(UserError, match=r"fork\.safetensors: .*cut short"):
+            make_models.make_songbloom("tiny_songbloom", checkpoints=named)
 
     def test_the_hub_is_asked_for_what_belongs_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []

@@ -25,7 +25,7 @@ from songbloom import __version__
 from songbloom.errors import UserError
 from songbloom.files import whole_file, write_text
 from songbloom.lora.places import Place, module_of, places, published_keys
-from songbloom.published.songbloom.muq import read_safetensors
+from songbloom.published.safetensors import read_safetensors
 from songbloom.transformer.lora import LowRank, adapters_of, rows_of
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

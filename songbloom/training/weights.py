@@ -17,6 +17,7 @@ from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.published import fetch as downloads
 from songbloom.published.fetch import fetch
+from songbloom.published import safetensors
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
 from songbloom.published.songbloom import prior as published_songbloom
@@ -33,7 +34,6 @@ _TRANSLATORS: dict[str, Any] = {
     "vae": published_vae,
     "songbloom": published_songbloom,  # the same kind, "prior"; another family
 }
-SAFETENSORS = ".safetensors"
 # Besides tensors and plain values, files of the Jukebox release and of those who trained with it may hold its dict of
 # hyperparameters (read as a plain dict) and numpy numbers. None of these runs code when it is read.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
@@ -142,8 +142,10 @@ def save(
 def open_weights(path: Path, verify: bool = True) -> Stored:
     """A checkpoint, ours or a published one, whose tensors stay on disk until they are asked for."""
     try:
-        if path.suffix == SAFETENSORS:
-            return _open_safetensors(path)
+        if path.suffix == safetensors.SUFFIX:  # in which forks keep SongBloom's model and VAE together
+            if not path.is_file():
+                raise UserError(f"{path}: no such checkpoint file")
+            return Stored(safetensors.read_safetensors(path), mapped=True, path=path)
         if verify:
             downloads.look_over(path)
         with torch.serialization.safe_globals(_HARMLESS):
@@ -151,23 +153,6 @@ def open_weights(path: Path, verify: bool = True) -> Stored:
     except UserError as error:
         downloaded = path.is_relative_to(downloads.cache_folder()) and "delete the file" not in str(error)
         raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
-
-
-def _open_safetensors(path: Path) -> Stored:
-    """The tensors of a ``.safetensors`` file, in which forks keep SongBloom's model and VAE together."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(
-            f"{path}: reading it needs safetensors, which is not installed: pip install safetensors"
-        ) from None
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    try:
-        return Stored(load_file(path), mapped=False, path=path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or cut short ({str(error).splitlines()[0]})") from error
 
 
 def _state_of(stored: Stored, kind: str, path: Path, weights: str, module: nn.Module) -> dict[str, Tensor]:

@@ -1,17 +1,19 @@
 """Files of the published SongBloom models: from the hub into the cache folder, or from a folder of one's own.
 
 ``hf://OWNER/NAME/FILE`` names a file of the hub. It is looked for in ``{cache folder}/OWNER/NAME/FILE`` first, which is
-also where to put it by hand; only if it is not there, and the ``huggingface_hub`` package is, it is downloaded.
+also where to put it by hand; only if it is not there, and the ``huggingface_hub`` package is, it is downloaded, and
+what belongs beside it with it. ``hf://OWNER/NAME`` and a folder stand for the file of weights in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from songbloom.distributed import gather_objects, world
 from songbloom.errors import UserError
+from songbloom.published import safetensors
 from songbloom.published.songbloom.prior import codec_state, settings_from_published
 from songbloom.published.songbloom.yaml_files import read_settings
 
@@ -37,6 +39,30 @@ def parts_of(path: str) -> tuple[str, str]:
     if not (owner and name and file) or ".." in file.split("/"):
         raise UserError(f"{path}: names no file of the hub; write {SCHEME}OWNER/NAME/FILE")
     return f"{owner}/{name}", file
+
+
+def file_of(path: str, *usual: str) -> str:
+    """The file of a prior's weights that ``path`` names: itself, or the one in a folder or a repository of the hub.
+
+    Args:
+        path: a file, a folder, ``hf://OWNER/NAME/FILE`` or ``hf://OWNER/NAME``.
+        usual: what such files are called; the first is that of a repository.
+
+    Raises:
+        UserError: a folder without such a file, or with several.
+    """
+    if is_hub(path):
+        repository = path.removeprefix(SCHEME).strip("/")
+        return f"{SCHEME}{repository}/{usual[0]}" if repository.count("/") == 1 and usual and usual[0] else path
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        return path
+    found = [name for name in usual if name and (folder / name).is_file()][:1]
+    found = found or sorted(each.name for each in folder.iterdir() if each.suffix in (".pt", safetensors.SUFFIX))
+    if len(found) != 1:
+        there = f"several files of weights ({', '.join(found[:5])})" if found else "no .pt and no .safetensors"
+        raise UserError(f"{path}: a folder with {there}: name the file of the prior's weights")
+    return str(folder / found[0])
 
 
 def place_of(path: str, cache: Path) -> Path:
@@ -75,11 +101,12 @@ def _download(path: str, target: Path) -> None:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(f"{path}: is not there; pip install huggingface_hub to download it, or {advice}") from None
-    folder = target.parent
+    folder = target.parents[file.count("/")]  # the repository's
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [file]
-    if file.endswith(".pt"):
-        wanted += [str(Path(file).with_suffix(SETTINGS)), *COMPANIONS]
+    if file.endswith((".pt", safetensors.SUFFIX)):
+        wanted += [str(PurePosixPath(file).with_suffix(SETTINGS))]
+        wanted += [str(PurePosixPath(file).with_name(name)) for name in COMPANIONS]
     for name in wanted:
         try:
             hf_hub_download(repository, name, local_dir=str(folder))

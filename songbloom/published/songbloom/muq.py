@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from songbloom.errors import UserError
+from songbloom.published.safetensors import SUFFIX, read_safetensors
 from songbloom.sketch.muq import MuQ, MuQConfig
 
 _PREFIX = "model."
@@ -193,49 +194,6 @@ def config_from_published(content: Mapping[str, Any], conformer: Mapping[str, An
     )
 
 
-def read_safetensors(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file (format: a length, a JSON table, the bytes).
-
-    Raises:
-        UserError: it cannot be read, or isn't such a file.
-    """
-    path = Path(path)
-    types = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if not 0 < size < path.stat().st_size:
-                raise ValueError("its table is longer than the file")
-            table = json.loads(file.read(size))
-            made: dict[str, Tensor] = {}
-            for name, entry in table.items():
-                if name == "__metadata__":
-                    continue
-                first, last = entry["data_offsets"]
-                file.seek(8 + size + first)
-                content = bytearray(file.read(last - first))
-                if len(content) != last - first:
-                    raise ValueError("it is cut short")
-                shape, dtype = entry["shape"], types[entry["dtype"]]
-                made[name] = (torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)).view(
-                    shape
-                )
-            return made
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path}: not a safetensors file that can be read ({str(error)[:80]})") from error
-
-
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -257,7 +215,7 @@ def load_muq(folder: Path | str) -> MuQ:
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder}: holds neither {' nor '.join(WEIGHTS)}; give the folder of MuQ's weights")
-    if found.suffix == ".safetensors":
+    if found.suffix == SUFFIX:
         state = read_safetensors(found)
     else:
         try:

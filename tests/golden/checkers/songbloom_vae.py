@@ -44,7 +44,7 @@ def _check_pieces(golden: Golden, model: VAE) -> None:
             chunk, overlap = int(found[1]), int(found[2])
             if golden.has(f"chunk_{chunk}_{overlap}"):
                 golden.expect(f"chunk_{chunk}_{overlap}", got=torch.tensor([chunk, overlap]))
-            latents = _swap(_latents_of(golden, key))
+            latents = _swap(_latents_of(golden, key, model.hop_lengths[0]))
             made = model.decode(latents, chunked=True, chunk=chunk, overlap=overlap)
             golden.expect(key, got=_swap(made), **AUDIO)
         elif found := re.fullmatch(r"decode_full_(\w+)", key):
@@ -65,11 +65,11 @@ def _check_pieces(golden: Golden, model: VAE) -> None:
             golden.expect(key, got=_swap(latents), **AUDIO)
 
 
-def _latents_of(golden: Golden, key: str) -> Tensor:
-    """The latents ``z<T>`` of which ``key`` holds the audio."""
+def _latents_of(golden: Golden, key: str, hop: int) -> Tensor:
+    """The latents ``z<T>`` of which ``key`` holds the audio, ``hop`` samples a latent."""
+    frames = golden.look(key).shape[-1] // hop
     names = [name for name in golden.content if re.fullmatch(r"z\d+", name)]
-    per_latent = golden.look(key).shape[-1]
-    fitting = [name for name in names if per_latent % golden.look(name).shape[-1] == 0]
+    fitting = [name for name in names if golden.look(name).shape[-1] == frames]
     assert len(fitting) == 1, f"{key}: of which of {names} is it made?"
     return golden.given(fitting[0])
 
