@@ -44,7 +44,7 @@ from songbloom.data.labels import Labeller, Labels
 from songbloom.data.metadata import described
 from songbloom.data.song_labels import known_of
 from songbloom.distributed import say, world
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError
 from songbloom.files import whole_file, write_text
 from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
 from songbloom.lyrics.lrc import write_lrc
@@ -135,9 +135,7 @@ def command_line(arguments: Sequence[str]) -> Hyperparams:
     if options.find:
         if not options.model:
             raise UserError(f"--model is missing: give one of {', '.join(MODELS)}")
-        if options.model not in MODELS:
-            near = did_you_mean(options.model, MODELS)
-            raise UserError(f"--model: no model is named {options.model!r}{near}; known: {', '.join(MODELS)}")
+        parts_of(options.model)
         if options.layer is not None or options.head is not None:
             raise UserError("--layer and --head choose a head by hand, for --name; --find measures them all")
     elif (options.layer is None) != (options.head is None):

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from make_models import MODELS, family_of, find_weights, make_model, make_vae, make_vqvae, parts_of, settings_of
+from make_models import family_of, find_weights, make_model, make_vae, make_vqvae, parts_of, settings_of
 from songbloom import distributed
 from songbloom.audio.files import read_audio
 from songbloom.data.manifest import Song, songs_from
 from songbloom.distributed import say, world
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError
 from songbloom.evaluation import distances
 from songbloom.evaluation.embeddings import REGISTRY, Embedding, make_embedding
 from songbloom.evaluation.listening import Item, Listened, compare, listen, pitch_distance, summary
@@ -113,9 +113,8 @@ def command_line(arguments: Sequence[str]) -> Hyperparams:
         raise UserError("--level belongs to --name, the folder of a run")
     if options.model and options.codec:
         raise UserError("--model and --codec both name a codec: give one of them")
-    if options.model and options.model not in MODELS:
-        near = did_you_mean(options.model, MODELS)
-        raise UserError(f"--model: no model is named {options.model!r}{near}; known: {', '.join(MODELS)}")
+    if options.model:
+        parts_of(options.model)
     return options
 
 
