@@ -56,6 +56,43 @@ class Material:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+def solo(
+    idx: str,
+    audio: Path,
+    *,
+    artist: str,
+    title: str,
+    text: str | None,
+    timed: TimedText | None,
+    score: Path | None,
+    label: Path | None,
+    others: Sequence[Path] = (),
+) -> Material:
+    """A song of a corpus of solo singing, with the score and the phoneme labels of the recording, where it has them.
+
+    Args:
+        text, timed: as in :class:`Material`.
+        score, label: the files that they were read from; labels are those of the recording, so their times are right.
+        others: more files whose change makes the song be prepared anew.
+    """
+    return Material(
+        idx,
+        audio,
+        text=text,
+        timed=timed,
+        sources=[*others, *(path for path in (score, label) if path)],
+        voice_alone=True,
+        trusted_times=label is not None,
+        extra={
+            "artist": artist,
+            "genre": "song",
+            "title": title,
+            "musicxml_path": str(score or ""),
+            "lab_path": str(label or ""),
+        },
+    )
+
+
 class LeftOut(Exception):
     """Why a song cannot be used."""
 

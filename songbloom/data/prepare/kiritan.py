@@ -24,6 +24,7 @@ from songbloom.data.prepare.corpus import (
     add_options,
     choices_of,
     existing_folder,
+    solo,
     write_songs,
 )  # fmt: skip
 from songbloom.errors import UserError
@@ -117,22 +118,7 @@ def _material(options: Any, name: str, wave: Path, score: Path | None, label: Pa
     text = None
     if label is not None:
         text, timed = (timed.text if timed else None), read_lab(label)
-    return Material(
-        name,
-        wave,
-        text=text,
-        timed=timed,
-        sources=[path for path in (score, label) if path],
-        voice_alone=True,
-        trusted_times=label is not None,
-        extra={
-            "artist": options.artist,
-            "genre": "song",
-            "title": wave.stem,
-            "musicxml_path": str(score) if score else "",
-            "lab_path": str(label) if label else "",
-        },
-    )
+    return solo(name, wave, artist=options.artist, title=wave.stem, text=text, timed=timed, score=score, label=label)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from songbloom.data.prepare.corpus import (
     add_options,
     choices_of,
     existing_folder,
+    solo,
     write_songs,
 )  # fmt: skip
 from songbloom.errors import UserError
@@ -88,21 +89,16 @@ def _material(options: Any, song: Path) -> Material | LeftOut:
         timed = read_lab(label)
     elif score is not None and timed is None:
         timed = read_musicxml(score)
-    return Material(
+    return solo(
         song.name,
         audio,
+        artist="PJS",
+        title=song.name,
         text=text,
         timed=timed,
-        sources=[path for path in (text_file, score, label) if path],
-        voice_alone=True,
-        trusted_times=label is not None,
-        extra={
-            "artist": "PJS",
-            "genre": "song",
-            "title": song.name,
-            "musicxml_path": str(score) if score else "",
-            "lab_path": str(label) if label else "",
-        },
+        score=score,
+        label=label,
+        others=[text_file] if text_file else [],
     )
 
 
