@@ -381,14 +381,16 @@ def make_tokeniser(hps: Mapping[str, Any], device: torch.device | str = "cpu") -
     """The tokeniser of the codebook ``restore_sketch``; None if none is named.
 
     Raises:
-        UserError: it cannot be read, or has another size than ``l_bins``, or other codes than the prior was trained on.
+        UserError: it cannot be read, or has another size than ``l_bins``, or other codes than the prior was trained on,
+            or its features are not those that ``sketch_width`` and ``muq_sr`` say.
     """
     if not hps["restore_sketch"]:
         return None
     settings: dict[str, Any] = {}
     if hps.get("sketch_muq_path"):
         settings["path"] = hps["sketch_muq_path"]
-    made = load_tokeniser(fetch(hps["restore_sketch"]), size=hps["l_bins"], device=device, **settings)
+    said = {"width": int(hps.get("sketch_width", 0)), "heard": int(hps.get("muq_sr", 0))}
+    made = load_tokeniser(fetch(hps["restore_sketch"]), size=hps["l_bins"], device=device, **said, **settings)
     if hps.get(SKETCH_DIGEST):
         made.codebook.check_digest(hps[SKETCH_DIGEST], f"the prior {hps['restore_prior']}")
     return made

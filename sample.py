@@ -93,7 +93,8 @@ def prepare(options: Hyperparams) -> Job:
     # What is missing on this disk, and what cannot be built, is refused before anything is downloaded.
     find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
-    adapters = applying.by_level(applying.read_all(options.lora), {prior.level: prior for prior in sizes}, levels)
+    given = applying.read_all(options.lora, options.lora_alpha)
+    adapters = applying.by_level(given, {prior.level: prior for prior in sizes}, levels)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
     check_memory(options, sizes)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
@@ -179,7 +180,7 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     device = world().device
     find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
     sizes, prior_sizes = make_songbloom(options.model, "meta", overrides, checkpoints=checkpoints)
-    adapters = applying.by_level(applying.read_all(options.lora), {0: prior_sizes})
+    adapters = applying.by_level(applying.read_all(options.lora, options.lora_alpha), {0: prior_sizes})
     config, form = prior_sizes.config, Frames(prior_sizes.config.eos)
     unit, rate = config.patch_size * sizes.hop_lengths[0], sizes.sample_rate
     frame_rate = rate / sizes.hop_lengths[0]

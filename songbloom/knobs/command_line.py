@@ -23,7 +23,6 @@ OTHER_NAMES: dict[str, tuple[str, float]] = {
     "output_path": ("sketch_output", 0),
     "muq_model_id": ("sketch_muq_path", 0),
     "model_id": ("sketch_muq_path", 0),
-    "muq_sr": ("sr", 0),
     "embedding_dim": ("sketch_width", 0),
     "codebook_size": ("sketch_codes", 0),
     "decay": ("sketch_decay", 0),

@@ -16,7 +16,7 @@ TASK = group(
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
     eval_lyrics=Knob(
         "",
-        "Text file of words that every sample of a SongBloom prior sings, in place of the batch's; how well they "
+        "Text file of words that every sample of a prior that reads lyrics sings, in place of its songs'; how well they "
         "are heard is logged beside (docs/evaluation.md)",
     ),
     eval_iters=Knob(0, "Steps from one evaluation (--test) to the next; 0: after each epoch", minimum=0),
@@ -98,6 +98,11 @@ SKETCH = group(
     sketch_muq_path=Knob("", "Folder of MuQ's weights, with config.json; for muq_package a hub name works too"),
     sketch_muq_layer=Knob(-1, "Which of MuQ's layers; -1 is the last"),
     sketch_width=Knob(0, "Numbers of a feature, if they are to be checked; 0: as the features have it", minimum=0),
+    muq_sr=Knob(
+        0,
+        "Rate that features hear in Hz, if it is to be checked: 24000 for MuQ, sketch_sr for built-in ones; 0: not",
+        minimum=0,
+    ),
     sketch_codes=Knob(16384, "Vectors of the codebook; l_bins of the prior must be the same", minimum=2),
     sketch_distance=Knob("euclidean", "How features are compared with them", choices=("euclidean", "cosine")),
     sketch_normalisation=Knob(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.lora.files import AdapterFile
+from songbloom.lora.lightning import BASE_FILE, read_any
 from songbloom.lora.places import module_of, published_keys
 from songbloom.lora.words import grow_vocabulary
 from songbloom.prior.songbloom.layers import Embedding
@@ -52,13 +53,20 @@ def parse(text: str) -> list[tuple[str, float]]:
     return found
 
 
-def read_all(text: str) -> list[Scaled]:
+def read_all(text: str, alpha: float | None = None) -> list[Scaled]:
     """The adapters that ``--lora`` names.
 
+    Args:
+        text: the option.
+        alpha: of adapters within Lightning checkpoints, which do not say theirs.
+
     Raises:
-        UserError: as :func:`parse` and :func:`songbloom.lora.files.read`.
+        UserError: as :func:`parse` and :func:`songbloom.lora.lightning.read_any`; or no adapter needs ``alpha``.
     """
-    return [Scaled(files.read(path), scale) for path, scale in parse(text)]
+    found = [Scaled(read_any(path, alpha), scale) for path, scale in parse(text)]
+    if alpha is not None and not any(BASE_FILE in each.adapter.about for each in found):
+        raise UserError(f"--lora_alpha={alpha:g} is for Lightning checkpoints; other adapters say theirs: leave it out")
+    return found
 
 
 def by_level(adapters: Iterable[Scaled], models: Mapping[int, nn.Module], levels: int = 1) -> dict[int, list[Scaled]]:
@@ -145,9 +153,10 @@ def check(model: nn.Module, adapter: AdapterFile) -> None:
     if base and not any(p.is_meta for p in model.parameters()):
         own = files.model_digest(model)
         if own != base:
+            held = f"={adapter.about[BASE_FILE]}, which holds it" if BASE_FILE in adapter.about else ""
             raise UserError(
                 f"{adapter.path}: was trained on other weights ({base}) than these ({own}): give the model that it was "
-                "trained on (--restore_prior)"
+                f"trained on (--restore_prior{held})"
             )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,22 @@ def model_digest(model: nn.Module) -> str:
     Of the shapes of all, and of the numbers of what no precision of storage changes (all but the matrices of linear
     maps), of the larger tensors a part. Adapters are left out.
     """
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items() if not is_beside(name)}
+    return state_digest(state, {place.module + ".weight" for place in places(model)})
+
+
+def state_digest(state: Mapping[str, Tensor], matrices: Collection[str]) -> str:
+    """:func:`model_digest` of a model with these weights.
+
+    Args:
+        state: by our names; matrices may be on the meta device.
+        matrices: names of the matrices of linear maps.
+    """
     digest = hashlib.sha256()
-    matrices = {place.module + ".weight" for place in places(model)}
-    for name, tensor in sorted(model.state_dict().items()):
-        if is_beside(name):
-            continue
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         if name not in matrices:
-            flat = tensor.detach().flatten()
+            flat = tensor.flatten()
             sample = flat[:: max(1, len(flat) // 4096)].float().cpu().contiguous()
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -306,11 +314,16 @@ def read(path: str | Path) -> AdapterFile:
             full[key] = tensor
     if not entries and not rows and not full:
         raise UserError(f"{folder / TENSORS}: holds no adapter")
+    return AdapterFile(folder, digest_of(entries, tensors), entries, rows, full, about)
+
+
+def digest_of(entries: Mapping[str, Entry], tensors: Mapping[str, Tensor]) -> str:
+    """A short name for an adapter: of its file's tensors, and of its scales."""
     digest = hashlib.sha256(json.dumps({key: entry.scale for key, entry in sorted(entries.items())}).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return AdapterFile(folder, digest.hexdigest()[:32], entries, rows, full, about)
+    return digest.hexdigest()[:32]
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.lora import files
+from songbloom.lora.lightning import read_any
 from songbloom.lora.places import Place, chosen, module_of, published_keys, split_targets
 from songbloom.lora.words import Words, train_words
 from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged
@@ -308,7 +309,11 @@ def adapt(
             "of that run, or another --name"
         )
     hps["lora_base"] = about["base"]
-    start = files.read(hps["restore_lora"]) if hps["restore_lora"] and saved is None else None
+    if hps.get("licences"):
+        about["licences"] = list(hps["licences"])
+    start = None
+    if hps["restore_lora"] and saved is None:
+        start = read_any(hps["restore_lora"], float(hps["lora_alpha"]))
     if start is not None and start.about.get("base", about["base"]) != about["base"]:
         raise UserError(f"{start.path}: was trained on other weights than {hps['restore_prior']}")
     if words is not None:

@@ -176,6 +176,12 @@ def knobs(models: Iterable[str]) -> Knobs:
             "Where the model's weights are",
             **WEIGHTS,
             lora=Knob("", "Adapters laid over the priors: PATH or PATH:SCALE, comma separated (docs/lora.md)"),
+            lora_alpha=Knob(
+                None,
+                "Alpha of adapters within Lightning checkpoints, which do not say theirs; all others do",
+                kind="float",
+                minimum=0,
+            ),
         ),
         group("command", "The command itself", help=Knob(False, "Print this, and stop")),
     )
@@ -215,6 +221,8 @@ def command_line(arguments: Sequence[str], models: Iterable[str]) -> Hyperparams
         if options[key] == float("inf"):
             raise UserError(f"--{key}=inf: give a number of seconds")
     _check_going_on(options)
+    if options.lora_alpha is not None and not options.lora:
+        raise UserError("--lora_alpha belongs to adapters: give --lora=FILE with it")
     if options.input_jsonl:
         for key in ("prompts_jsonl", "codes_file", "seeds", "lyrics", "lyrics_file"):
             if options[key]:

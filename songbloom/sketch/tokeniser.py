@@ -68,6 +68,8 @@ def load_tokeniser(
     *,
     size: int | None = None,
     features: str = "",
+    width: int = 0,
+    heard: int = 0,
     device: torch.device | str = "cpu",
     **settings: Any,
 ) -> SketchTokeniser:
@@ -77,6 +79,7 @@ def load_tokeniser(
         codebook: the file.
         size: codes that the model has.
         features: the extractor's name (empty: the one that the file names).
+        width, heard: numbers of a feature and the rate that it hears in Hz, as somebody takes them to be; 0: not said.
         device: where to compute.
         settings: of the extractor: for ``muq`` the ``path`` of its weights, ``precision``, ``piece``, ``context``.
 
@@ -94,7 +97,26 @@ def load_tokeniser(
         if layer is not None and book.features.get("name") == "muq":
             settings.setdefault("layer", int(layer))
         made = make_features(name, **settings)
+    check_expected(made, width, heard)
     return SketchTokeniser(made.to(device), book)
 
 
-__all__ = ["FRAME_RATE", "SketchTokeniser", "load_tokeniser"]
+def check_expected(features: Features, width: int, heard: int) -> None:
+    """Refuse features of another width, or that hear another rate, than somebody takes them to have (0: not said).
+
+    Raises:
+        UserError: names the option.
+    """
+    if width and width != features.width:
+        raise UserError(
+            f"sketch_width={width}: features {features.name!r} have {features.width} numbers; leave it out, or give "
+            "other features"
+        )
+    if heard and heard != features.sample_rate:
+        raise UserError(
+            f"--muq_sr={heard}: features {features.name!r} hear {features.sample_rate} Hz, whatever rate songs have; "
+            "leave it out"
+        )
+
+
+__all__ = ["FRAME_RATE", "SketchTokeniser", "check_expected", "load_tokeniser"]

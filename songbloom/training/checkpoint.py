@@ -23,6 +23,7 @@ import torch
 from songbloom.errors import UserError
 from songbloom.files import write_text, written_beside
 from songbloom.hyperparams import to_json
+from songbloom.training import foreign
 from songbloom.training.stored import Stored, is_stream, open_stream
 
 FORMAT = 1
@@ -114,7 +115,10 @@ def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = Fals
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             stored = Stored(content, mapped=mmap and is_zip)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
+        found = _weights_among_objects(path, mmap) if zipfile.is_zipfile(path) else None
+        if found is None:
+            raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
+        stored = found
     except MemoryError:
         raise
     except Exception as error:  # bytes that are no checkpoint can make an unpickler raise anything
@@ -125,6 +129,18 @@ def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = Fals
     if not isinstance(number, int) or number > FORMAT:
         raise UserError(f"{path}: written in format {number} by a newer version; this one reads up to {FORMAT}")
     return stored
+
+
+def _weights_among_objects(path: Path, mmap: bool) -> Stored | None:
+    """The ``state_dict`` of a trainer's checkpoint that holds objects of its own as well; these are left out."""
+    try:
+        content = foreign.read(path, mmap=mmap)
+    except Exception:  # bytes that are no checkpoint can make an unpickler raise anything
+        return None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+        return None
+    return Stored({"state_dict": dict(state)}, mapped=mmap) if state else None
 
 
 def _first_line(error: BaseException) -> str:

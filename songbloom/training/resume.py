@@ -18,6 +18,7 @@ from songbloom.errors import UserError
 from songbloom.files import hold
 from songbloom.training import checkpoint
 from songbloom.training.state import TrainingState
+from songbloom.training.weights import open_weights
 
 WORDS = {"lora": "adapters", "vqvae": "a codec", "vae": "a VAE", "sketch": "a sketch codebook", "prior": "a prior"}
 
@@ -126,7 +127,7 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
         if not given or state.task.lora is not None:  # an adapter's numbers are there already
             return
         source = named(given)
-        content = checkpoint.load(source, verify=False, mmap=True)
+        content = open_weights(source, verify=False).content
         if content.get("optimizer") is None or content.get("kind") != state.task.kind:
             distributed.say(f"starting from the weights of {source}")
             return  # published weights, or weights alone

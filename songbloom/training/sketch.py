@@ -13,9 +13,10 @@ from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.sketch.builtin import BuiltinConfig
 from songbloom.sketch.features import Features, make_features
+from songbloom.sketch.tokeniser import check_expected
 from songbloom.sketch.training import SketchVQ, SketchVQConfig
 from songbloom.training.logger import Logger
-from songbloom.training.tasks import Batch, Task
+from songbloom.training.tasks import Batch, CodecTask
 
 CODEBOOK = "sketch_codebook.pt"  # beside the checkpoints of a run
 
@@ -24,16 +25,12 @@ def make_sketch(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> S
     """The sketch codebook that ``hps`` describes, untrained, with its features.
 
     Raises:
-        UserError: settings that make none, features that cannot be had, or are of another width than ``sketch_width``.
+        UserError: settings that make none, features that cannot be had, are of another width than ``sketch_width`` or
+            hear another rate than ``muq_sr``.
     """
     config = SketchVQConfig.from_hps(hps)
     made = SketchVQ(config, features_of(hps, device), BuiltinConfig.from_hps(hps))
-    width, wanted = made.features.width, int(hps.get("sketch_width", 0))
-    if wanted and wanted != width:
-        raise UserError(
-            f"sketch_width={wanted}: features {config.sketch_features!r} have {width} numbers; leave it out, or give "
-            "other features"
-        )
+    check_expected(made.features, int(hps.get("sketch_width", 0)), int(hps.get("muq_sr", 0)))
     return made.to(device)
 
 
@@ -52,7 +49,7 @@ def features_of(hps: Mapping[str, Any], device: torch.device | str = "cpu") -> F
     return make_features(config.sketch_features, **settings).to(device)
 
 
-class SketchTask(Task):
+class SketchTask(CodecTask):
     """Train a sketch codebook on audio.
 
     Args:
@@ -62,7 +59,6 @@ class SketchTask(Task):
 
     kind = "sketch"
     shown = ("loss", "shape_error", "pitch_error", "melody", "error", "usage", "perplexity", "gn")
-    unit = "audio-seconds"
 
     def __init__(self, sketch: SketchVQ, hps: Mapping[str, Any]) -> None:
         super().__init__(sketch, hps)
@@ -77,9 +73,6 @@ class SketchTask(Task):
         if self.model.quantiser.ready and not started:
             say(f"the codebook of {self.model.quantiser.codes} codes has started (k-means)")
         return loss, metrics
-
-    def amount(self, audio: Tensor) -> float:
-        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
 
     @torch.no_grad()
     def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
@@ -97,10 +90,7 @@ class SketchTask(Task):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.model.codebook().save(path)
 
-    def codebook_state(self) -> dict[str, Any] | None:
-        return self.model.codebook_state()
-
     def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
         if state is None:
             raise UserError("a checkpoint without a sketch codebook's statistics cannot be gone on from")
-        self.model.load_codebook_state(state)
+        super().load_codebook_state(state)

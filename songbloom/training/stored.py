@@ -35,7 +35,10 @@ class Stored:
     Attributes:
         content: what it holds. The tensors of a stream are on the meta device: :meth:`numbers` reads them.
         mapped: whether tensors lie in mapped pages of the file.
+        adapters: how many adapters the file holds beside the weights in ``content``.
     """
+
+    adapters = 0
 
     def __init__(self, content: Any, *, mapped: bool, path: Path | str = "", places: Mapping[int, Any] | None = None):
         self.content, self.mapped = content, mapped

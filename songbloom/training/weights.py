@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from songbloom import __version__
 from songbloom.architecture import compare_architecture
+from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
@@ -20,6 +21,7 @@ from songbloom.published.fetch import fetch
 from songbloom.published import safetensors
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
+from songbloom.published.songbloom import lightning
 from songbloom.published.songbloom import prior as published_songbloom
 from songbloom.published.songbloom import vae as published_vae
 from songbloom.training import checkpoint
@@ -79,6 +81,8 @@ def restore(
     local = fetch(str(path))
     stored = open_weights(local)
     content: dict[str, Any] = stored.content
+    if stored.adapters and kind == "prior":
+        say(f"note: {local}: {stored.adapters} adapters in it are left out here; --lora={local} lays them over")
     state = _state_of(stored, kind, local, weights, module)
     saved = content.get("hps")
     if hps is not None and isinstance(saved, Mapping):
@@ -140,7 +144,19 @@ def save(
 
 
 def open_weights(path: Path, verify: bool = True) -> Stored:
-    """A checkpoint, ours or a published one, whose tensors stay on disk until they are asked for."""
+    """A checkpoint, ours or a published one, whose tensors stay on disk until they are asked for.
+
+    The content of a Lightning checkpoint of a SongBloom model is that of a published file with the same weights.
+    """
+    stored = open_content(path, verify)
+    parts = lightning.parts_of(stored.content)
+    if parts is not None:
+        stored.content, stored.adapters = parts.base, len(parts.adapters)
+    return stored
+
+
+def open_content(path: Path, verify: bool = True) -> Stored:
+    """The same, with all that the file holds under the names that it has there."""
     try:
         if path.suffix == safetensors.SUFFIX:  # in which forks keep SongBloom's model and VAE together
             if not path.is_file():
