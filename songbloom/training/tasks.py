@@ -150,7 +150,35 @@ def halve_matrices(model: nn.Module) -> None:
             module.weight.data = module.weight.data.half()
 
 
-class VQVAETask(Task):
+class CodecTask(Task):
+    """What is trained on audio alone: its own loss and metrics, and running statistics that are no weights."""
+
+    unit = "audio-seconds"
+
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(audio [N, T, C],)`` → the loss and the codec's metrics.
+
+        With half precision the convolutions compute in it; codebooks, latents' laws, spectra and losses stay float32.
+        """
+        audio = inputs[0]
+        assert audio is not None
+        half = self.precision.compute != torch.float32
+        with torch.autocast(audio.device.type, self.precision.compute) if half else nullcontext():
+            _, loss, metrics = self.model(audio)
+        return loss, dict(metrics)
+
+    def amount(self, audio: Tensor) -> float:
+        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
+
+    def codebook_state(self) -> dict[str, Any] | None:
+        return self.model.codebook_state()
+
+    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.model.load_codebook_state(state)
+
+
+class VQVAETask(CodecTask):
     """Train the codec on audio.
 
     Args:
@@ -160,7 +188,6 @@ class VQVAETask(Task):
 
     kind = "vqvae"
     shown = ("loss", "recons_loss", "multispectral_loss", "commit_loss", "usage", "gn")
-    unit = "audio-seconds"
 
     def __init__(self, vqvae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None) -> None:
         super().__init__(vqvae, hps, precision)
@@ -173,23 +200,12 @@ class VQVAETask(Task):
         self._books[level] = outputs[-1]
 
     def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(audio [N, T, 1],)`` → the loss and the codec's metrics, with ``usage`` and ``entropy`` of each level.
-
-        With half precision the convolutions compute in it; codebooks and losses stay float32.
-        """
-        audio = inputs[0]
-        assert audio is not None
-        half = self.precision.compute != torch.float32
-        with torch.autocast(audio.device.type, self.precision.compute) if half else nullcontext():
-            _, loss, metrics = self.model(audio)
-        metrics = dict(metrics)
+        """``(audio [N, T, 1],)`` → the loss and the codec's metrics, with ``usage`` and ``entropy`` of each level."""
+        loss, metrics = super().forward(*inputs)
         for level, numbers in sorted(self._books.items()):
             metrics |= {f"{name}_l{level + 1}": numbers[name] for name in ("usage", "entropy") if name in numbers}
         self._books.clear()
         return loss, metrics
-
-    def amount(self, audio: Tensor) -> float:
-        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
 
     @torch.no_grad()
     def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
@@ -198,15 +214,8 @@ class VQVAETask(Task):
         for level, heard in enumerate(self.model.reconstruct(audio)):
             logger.audio(f"train_x_ds_start_{level}", heard, step)
 
-    def codebook_state(self) -> dict[str, Any] | None:
-        return self.model.codebook_state()
 
-    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
-        if state is not None:
-            self.model.load_codebook_state(state)
-
-
-class VAETask(Task):
+class VAETask(CodecTask):
     """Train the stereo VAE on audio, and its discriminator, where it has one, against it.
 
     The two have groups of their own in the optimiser, with a learning rate and a clipping of their own; as neither's
@@ -218,24 +227,11 @@ class VAETask(Task):
     """
 
     kind = "vae"
-    unit = "audio-seconds"
 
     def __init__(self, vae: nn.Module, hps: Mapping[str, Any], precision: Precision | None = None) -> None:
         super().__init__(vae, hps, precision)
         judged = ("adversarial_loss", "discriminator_loss") if self.model.discriminator is not None else ()
         self.shown = ("loss", "spectral_loss", "l1_loss", "kl", *judged, "gn")
-
-    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(audio [N, T, C],)`` → the loss and the VAE's metrics.
-
-        With half precision the convolutions compute in it; latents' laws, spectra and losses stay float32.
-        """
-        audio = inputs[0]
-        assert audio is not None
-        half = self.precision.compute != torch.float32
-        with torch.autocast(audio.device.type, self.precision.compute) if half else nullcontext():
-            _, loss, metrics = self.model(audio)
-        return loss, dict(metrics)
 
     def groups(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
         judge = self.model.discriminator
@@ -247,21 +243,11 @@ class VAETask(Task):
         factor = wanted / lr if wanted and lr else 1.0
         return [{"params": ours}, {"params": theirs, "name": "discriminator", "lr_factor": factor}]
 
-    def amount(self, audio: Tensor) -> float:
-        return audio.shape[0] * audio.shape[1] / self.hps["sr"]
-
     @torch.no_grad()
     def log_inputs(self, logger: Logger, step: int, batch: Batch) -> None:
         audio = batch.audio[: logger.max_log]
         logger.audio("train_x_in", audio, step)
         logger.audio("train_x_out", self.model.reconstruct(audio, bs_chunks=len(audio))[0], step)
-
-    def codebook_state(self) -> dict[str, Any] | None:
-        return self.model.codebook_state()
-
-    def load_codebook_state(self, state: Mapping[str, Any] | None) -> None:
-        if state is not None:
-            self.model.load_codebook_state(state)
 
 
 class PriorTask(Task):
