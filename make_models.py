@@ -483,9 +483,9 @@ def _songbloom_sources(
     content = open_weights(local, verify=False).content if local.is_file() else {}
     saved: Mapping[str, Any] = content.get("hps") or {}
     there = published_songbloom.is_published(content)
+    coming = hub.is_hub(prior) and not local.is_file()  # to be downloaded, and its VAE with it
     given = checkpoints.get(vae_set) or overrides.get("restore_vae")
     if given:
-    coming = hub.is_hub(prior) and not local.is_file()  # to be downloaded, and its VAE with it
         sources[vae_set] = str(given)
     elif there or coming:
         sources[vae_set] = prior if coming else hub.codec_of(local, content)
@@ -529,20 +529,20 @@ def settings_of(
     values = setup_hparams(dict.fromkeys((codec_set, name)), overrides, f"model {model!r}")
     given = (checkpoints or {}).get(name)
     values[key] = given or _weights_of(name, key, values, overrides, must_exist=must_exist)
-    if restored:
-        _as_trained(values, values[key], key.removeprefix("restore_"), overrides)
     if values.get("songbloom") and key == "restore_prior":
         values[key] = hub.file_of(values[key], _usual_file(name), checkpoint.LATEST)
+    if restored:
+        _as_trained(values, values[key], key.removeprefix("restore_"), overrides)
     return values
 
 
-def _weights_of(
-    name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any], *, must_exist: bool = True
 def _usual_file(name: str) -> str:
     """What the file of a set's published weights is called; empty for sets that have none."""
     return str(HPARAMS_REGISTRY[name].get("restore_prior", "")).rpartition("/")[2]
 
 
+def _weights_of(
+    name: str, key: str, values: Mapping[str, Any], overrides: Mapping[str, Any], *, must_exist: bool = True
 ) -> str:
     """Where the weights of a set are: as overridden, as published, or where training under its name leaves them."""
     given = overrides.get(key) or HPARAMS_REGISTRY[name].get(key)
