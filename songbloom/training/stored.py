@@ -183,10 +183,10 @@ def fill(
     if not stored.mapped:  # one place for all that is read, since memory that is freed may not be given back at once
         largest = max((tensor.numel() * tensor.itemsize for tensor in state.values() if tensor.is_meta), default=0)
         room = torch.empty(largest, dtype=torch.uint8)
+    wanted = wanted_types(module, dtype)
     for name, own in list(module.state_dict(keep_vars=True).items()):
         numbers = stored.numbers(state[name], room)
         if not own.is_meta:
-    wanted = wanted_types(module, dtype)
             with torch.no_grad():
                 own.copy_(numbers)
         else:
@@ -201,9 +201,6 @@ def fill(
         stored.let_go(state[name])
 
 
-def _put(parent: nn.Module, leaf: str, own: Tensor, tensor: Tensor) -> None:
-    """Replace a parameter or a buffer."""
-    if isinstance(own, nn.Parameter):
 def wanted_types(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
     """What :func:`fill` keeps each tensor of a module on the meta device in."""
     found = {}
@@ -214,6 +211,9 @@ def wanted_types(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torc
     return found
 
 
+def _put(parent: nn.Module, leaf: str, own: Tensor, tensor: Tensor) -> None:
+    """Replace a parameter or a buffer."""
+    if isinstance(own, nn.Parameter):
         parent.register_parameter(leaf, nn.Parameter(tensor.detach(), requires_grad=own.requires_grad))
     else:
         parent._buffers[leaf] = tensor.detach()
