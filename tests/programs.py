@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ALL_FRESH = sys.platform != "linux" or "SONGBLOOM_TESTS_FRESH" in os.environ
 
 
 def command(*words: str, ranks: int = 1) -> list[str]:
@@ -20,8 +23,15 @@ def command(*words: str, ranks: int = 1) -> list[str]:
     return [*([str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []), sys.executable, *words]
 
 
-def run(folder: Path, *words: str, ranks: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run ``python words…`` in ``folder``; its status is for the caller to look at."""
+def run(
+    folder: Path, *words: str, ranks: int = 1, timeout: float = 600, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python words…`` in ``folder``; its status is for the caller to look at.
+
+    A single process is a warm one (:mod:`tests.warm`), unless it is to be ``fresh``.
+    """
+    if ranks == 1 and not (fresh or ALL_FRESH):
+        return warm.run(words, folder, ENVIRONMENT, timeout)
     return subprocess.run(
         command(*words, ranks=ranks),
         cwd=folder,

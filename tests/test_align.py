@@ -34,8 +34,8 @@ WORDS = "[verse]\nla la lu\nhello you"
 TABLES = LabelTables(3, {"unknown": 0, "mei": 1}, {"unknown": 0, "folk": 1})
 
 
-def run_program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return programs.run(folder, str(ROOT / "align.py"), *arguments)
+def run_program(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return programs.run(folder, str(ROOT / "align.py"), *arguments, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def finding(place: Path, *more: str) -> align.Hyperparams:
 
 def test_the_program_finds_and_aligns(place: Path) -> None:
     prior_set = MODELS[MODEL][-1]
-    found = run_program(place, "--find", f"--model={MODEL}", "--data_jsonl=songs.jsonl", "--show=3")
+    found = run_program(place, "--find", f"--model={MODEL}", "--data_jsonl=songs.jsonl", "--show=3", fresh=True)
     assert found.returncode == 0, found.stderr
     assert "song_1.wav: has no lyrics, left out" in found.stdout
     assert "on 2 songs (4 s), 1 with times of their words" in found.stdout

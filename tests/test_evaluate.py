@@ -23,8 +23,8 @@ from tests import programs
 ROOT = Path(__file__).parent.parent
 
 
-def run_program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return programs.run(folder, str(ROOT / "evaluate.py"), *arguments)
+def run_program(folder: Path, *arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return programs.run(folder, str(ROOT / "evaluate.py"), *arguments, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
@@ -119,5 +119,5 @@ def test_what_is_not_there_is_told(
 
 
 def test_help() -> None:
-    done = run_program(ROOT, "--help")
+    done = run_program(ROOT, "--help", fresh=True)
     assert done.returncode == 0 and "--reference_dir" in done.stdout

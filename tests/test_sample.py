@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 SECONDS = "--sample_length_in_seconds=.6"  # 600 codes over windows of 256, and 150 over windows of 128
 
 
-def sample(folder: Path, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def sample(folder: Path, *arguments: str, ranks: int = 1, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``, in which ``logs`` holds the model."""
-    return programs.run(folder, str(ROOT / "sample.py"), "--model=tiny", *arguments, ranks=ranks)
+    return programs.run(folder, str(ROOT / "sample.py"), "--model=tiny", *arguments, ranks=ranks, fresh=fresh)
 
 
 def sample_here(folder: Path, *arguments: str) -> None:
@@ -49,7 +49,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model's checkpoints in ``logs`` and a run of three items in ``three``."""
     folder = tmp_path_factory.mktemp("sampling")
     write_tiny(folder / "logs")
-    output = done(sample(folder, "--name=three", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", "--sr=8000"))
+    words = ["--name=three", SECONDS, "--n_samples=3", "--hop_fraction=.5,.25", "--sr=8000"]
+    output = done(sample(folder, *words, fresh=True))
     assert "listen: three/index.html" in output
     assert "level 1: 450 codes in" in output
     return folder
@@ -193,7 +194,7 @@ def test_other_weights_make_another_run(workplace: Path) -> None:
 
 
 def test_help(workplace: Path) -> None:
-    assert "--hop_fraction=None" in done(sample(workplace, "--help"))
+    assert "--hop_fraction=None" in done(sample(workplace, "--help", fresh=True))
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

@@ -21,10 +21,12 @@ CODEC = ["--hps=tiny_vqvae", *SMALL, "--train", "--lr_warmup=3", "--log_steps=4"
 PRIOR = ["--hps=tiny_vqvae,tiny_upsampler", *SMALL, "--prior", "--train", "--lr_warmup=3", "--log_steps=4"]
 
 
-def run(folder: Path, *words: str, ranks: int = 1, what: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, ranks: int = 1, what: list[str] | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run ``train.py`` (or, given ``what``, tests.training.ranks) in ``folder``."""
     program = ["-m", "tests.training.ranks", *what] if what else [str(ROOT / "train.py")]
-    return programs.run(folder, *program, *words, ranks=ranks)
+    return programs.run(folder, *program, *words, ranks=ranks, fresh=fresh)
 
 
 def started(folder: Path, *words: str, ranks: int = 1, what: list[str] | None = None) -> subprocess.Popen[str]:
@@ -61,7 +63,8 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with songs and a codec of 12 steps in ``logs/codec``."""
     folder = tmp_path_factory.mktemp("codec")
     write_songs(folder / "songs")
-    done = run(folder, *CODEC, "--name=codec", "--audio_files_dir=songs", "--train_steps=12", "--save_iters=4")
+    words = [*CODEC, "--name=codec", "--audio_files_dir=songs", "--train_steps=12", "--save_iters=4"]
+    done = run(folder, *words, fresh=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -186,7 +189,7 @@ def test_settings_of_the_optimiser_may_change_on_a_restart(folder: Path) -> None
 
 
 def test_help_and_print_hps(folder: Path) -> None:
-    told = run(folder, "--help")
+    told = run(folder, "--help", fresh=True)
     assert told.returncode == 0 and "--sample_length" in told.stdout
     shown = run(folder, "--hps=tiny_vqvae", "--bs=3", "--print_hps")
     assert shown.returncode == 0 and "set 'tiny_vqvae'" in shown.stdout and "command line" in shown.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import programs
 from tests.sampling import kills
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,8 @@ def command(*arguments: str, ranks: int = 1) -> list[str]:
 
 def sample(folder: Path, *arguments: str, ranks: int = 1, **others: object) -> subprocess.CompletedProcess[str]:
     """Run the program with the short contexts of :mod:`tests.sampling.kills`, in ``folder``."""
+    if not others:
+        return programs.run(folder, *SHORT, *arguments, ranks=ranks)
     return subprocess.run(
         command(*arguments, ranks=ranks),
         cwd=folder,

@@ -17,11 +17,11 @@ from benchmarks.kills import kept, kill
 from songbloom.sampling import journal
 from songbloom.sampling.form import Frames
 from songbloom.sampling.windows import Window, whole_windows
+from tests import programs
 from tests.sampling.songbloom_kills import ARGUMENTS
 from tests.sampling.songbloom_tiny import RATE, stereo, write_tiny
 
 ROOT = Path(__file__).parents[2]
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 EOS = 16
 
@@ -46,14 +46,8 @@ def test_forty_kills(tmp_path: Path) -> None:
     assert report["differences"] == [] and report["kills"] == 40 and int(str(report["between"])) >= 8
 
 
-def command(name: str, *arguments: str, ranks: int = 1) -> list[str]:
-    launch = [str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
-    return [*launch, sys.executable, str(ROOT / "sample.py"), *ARGUMENTS, f"--name={name}", *arguments]
-
-
 def sample(folder: Path, name: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    line = command(name, *arguments, ranks=ranks)
-    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    return programs.run(folder, str(ROOT / "sample.py"), *ARGUMENTS, f"--name={name}", *arguments, ranks=ranks)
 
 
 def codes(run: Path) -> list[torch.Tensor]:
@@ -84,7 +78,7 @@ def test_ranks_write_what_one_writes(place: Path) -> None:
 
 def test_a_killed_run_is_heard_refused_and_goes_on_with_other_ranks(place: Path) -> None:
     with (place / "killed.log").open("w") as log:
-        line = command("killed", "--max_batch_size=1")
+        line = programs.command(str(ROOT / "sample.py"), *ARGUMENTS, "--name=killed", "--max_batch_size=1")
         process = subprocess.Popen(line, cwd=place, env=ENVIRONMENT, stdout=log, stderr=log)
     until = time.monotonic() + 200
     while process.poll() is None and kept(place / "killed") < 8 and time.monotonic() < until:
