@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,8 @@ def _alone(target: Path) -> Iterator[None]:
 def _write(target: Path, state: Mapping[str, Tensor], stored: Stored, wanted: Mapping[str, torch.dtype]) -> None:
     """Write the tensors, one in memory at a time, into a file that appears whole."""
     names = sorted(wanted, key=lambda name: -wanted[name].itemsize)  # so that each begins at a multiple of its size
-    table, at = {}, 0
+    table: dict[str, Any] = {}
+    at = 0
     for name in names:
         size = state[name].numel() * wanted[name].itemsize
         table[name] = {"dtype": NAMES[wanted[name]], "shape": list(state[name].shape), "data_offsets": [at, at + size]}

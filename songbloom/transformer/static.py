@@ -7,7 +7,7 @@ may not see are masked. On a CPU the same function runs unrecorded, which is how
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -194,7 +194,7 @@ class StaticStep:
         return _Here(table.slot.index_select(0, position), at, bias, None if table.always_sees else count > 0)
 
     def _attention(
-        self, layer: LayerWeights, entries: torch.Tensor, h: torch.Tensor, here: dict[int, _Here]
+        self, layer: LayerWeights, entries: torch.Tensor, h: torch.Tensor, here: Mapping[A, _Here]
     ) -> torch.Tensor | None:
         """What the normed input ``h [N, width]`` sees, ``[N, state]``; None for a layer that never sees anything."""
         table, place, state = self._tables[layer.function], here[layer.function], self.config.state

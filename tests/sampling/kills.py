@@ -9,11 +9,7 @@ from __future__ import annotations
 import songbloom  # noqa: F401  # isort: skip
 import contextlib
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +18,6 @@ import torch
 import sample as sample_program
 from benchmarks import kills
 from hparams import HPARAMS_REGISTRY
-from songbloom import distributed
 from songbloom.hyperparams import Hyperparams
 
 ARGUMENTS = ("--n_samples=3", "--max_batch_size=2", "--sample_length_in_seconds=.16", "--hop_fraction=.5,.25")
@@ -30,7 +25,7 @@ CONTEXTS = {"tiny_prior": (16, 32), "tiny_upsampler": (64, 8)}  # context in cod
 
 
 _AS_THEY_WERE = {name: HPARAMS_REGISTRY[name] for name in CONTEXTS}
-kill, kept, write_model = kills.kill, kills.kept, kills.write_model
+kill, kept, write_model, fork = kills.kill, kills.kept, kills.write_model, kills.fork
 
 
 def shorten() -> None:
@@ -42,43 +37,6 @@ def shorten() -> None:
 def restore() -> None:
     """Take :func:`shorten` back."""
     HPARAMS_REGISTRY.update(_AS_THEY_WERE)
-
-
-class Forked:
-    """A child of this process, as :class:`subprocess.Popen` would have it."""
-
-    def __init__(self, pid: int):
-        self.pid, self.status = pid, None
-
-    def wait(self, timeout: float | None = None) -> int:
-        until = None if timeout is None else time.monotonic() + timeout
-        while self.status is None:
-            pid, status = os.waitpid(self.pid, 0 if until is None else os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-            elif until is not None and time.monotonic() > until:
-                raise subprocess.TimeoutExpired("sample.py", timeout or 0.0)
-            else:
-                time.sleep(0.005)
-        return self.status
-
-
-def fork(folder: Path, name: str, arguments: Sequence[str], ranks: int) -> Forked:
-    """Run the program in a child of this process."""
-    assert ranks == 1
-    pid = os.fork()
-    if pid:
-        return Forked(pid)
-    os.chdir(folder)
-    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["sample.py", "--model=tiny", f"--name={name}", *arguments]
-    try:
-        distributed.run(sample_program.main)
-    except SystemExit as ending:
-        os._exit(int(ending.code or 0))
-    os._exit(9)
 
 
 def main() -> None:
