@@ -12,7 +12,6 @@ import platform
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,8 @@ from songbloom.errors import UserError
 from songbloom.transformer.attention import Geometry
 from songbloom.transformer.blocks import Transformer, TransformerConfig, TransformerLayer
 from songbloom.transformer.cache import DecodingCache, attend_chunk, step_window
-from songbloom.transformer.layers import QUICK_GELU_SLOPE, activation_named, layer_norm
+from songbloom.transformer.layers import QUICK_GELU_SLOPE, layer_norm
+from songbloom.transformer.linears import FastLinear, FoldedLinear, PlainLinear
 from songbloom.transformer.lora import effective_weight
 from songbloom.transformer.quantized import QuantizedLinear
 
@@ -34,55 +34,6 @@ PACKING_ROWS = 16
 PACKED_FROM_ROWS = 4  # see worth_packing
 
 
-class FastLinear(Protocol):
-    """A linear map on ``[rows, in]`` with its weights prepared."""
-
-    bias: torch.Tensor
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``activation(x Wᵀ + b)``."""
-        ...
-
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual + x Wᵀ + b``."""
-        ...
-
-
-class PlainLinear:
-    """A linear map with weights in the computing dtype; they are the given ones where that is their dtype already.
-
-    Args:
-        weight, bias: ``[out, in]`` and ``[out]``.
-        activation: applied by ``__call__``; none if empty.
-        scale: multiplies what ``added_to`` adds.
-    """
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        activation: str = "",
-        *,
-        dtype: torch.dtype | None = None,
-        after: str = "",
-        scale: float = 1.0,
-    ) -> None:
-        dtype = dtype or weight.dtype
-        self.weight, self.bias, self.scale = weight.detach().to(dtype), bias.detach().to(dtype), scale
-        self.activation = activation_named(activation) if activation else None
-
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        """``x Wᵀ + b``, before activation and scale."""
-        return F.linear(x, self.weight, self.bias)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.product(x)
-        return y if self.activation is None else self.activation(y)
-
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.add(residual, self.product(x), alpha=self.scale)
-
-
 # Activation → name and algorithm in oneDNN, and the factor its input is multiplied by. quick-GELU is swish of the
 # scaled input, divided by the same factor again, which the weights before and after it take in.
 _FUSED = {
@@ -92,37 +43,6 @@ _FUSED = {
     "gelu": ("gelu", "tanh", 1.0),
     "quick_gelu": ("swish", "", QUICK_GELU_SLOPE),
 }
-
-
-class FoldedLinear(PlainLinear):
-    """As :class:`PlainLinear`, with quick-GELU as the swish of the scaled input, divided by the same factor again.
-
-    Product and sum of a map take a factor anyway, so that the activation is one kernel instead of three on a GPU, and
-    the weights stay the given ones.
-    """
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        activation: str = "",
-        *,
-        dtype: torch.dtype | None = None,
-        after: str = "",
-        scale: float = 1.0,
-    ) -> None:
-        quick = "quick_gelu"
-        slope = QUICK_GELU_SLOPE if quick in (activation, after) else 1.0
-        bias = bias.detach().float() * slope
-        dtype = dtype or weight.dtype
-        scale = scale / slope if after == quick else scale
-        super().__init__(weight, bias, "swish" if activation == quick else activation, dtype=dtype, scale=scale)
-        self._factor = slope if activation == quick else 1.0
-
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        if self._factor == 1.0:
-            return super().product(x)
-        return torch.addmm(self.bias, x, self.weight.t(), alpha=self._factor)
 
 
 class PackedLinear:

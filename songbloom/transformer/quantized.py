@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from songbloom.errors import UserError, did_you_mean
-from songbloom.transformer.layers import activation_named
+from songbloom.transformer.linears import SeparateLinear
 
 QUANTIZATIONS = ("", "int8")
 FEW_ROWS = 16  # up to here a product with 8-bit weights as they are is the faster one
@@ -53,14 +53,12 @@ def can_multiply(dtype: torch.dtype, device: torch.device) -> bool:
         return False
 
 
-class QuantizedLinear:
-    """A linear map with 8-bit weights, as :class:`songbloom.transformer.decoding.PlainLinear` otherwise.
+class QuantizedLinear(SeparateLinear):
+    """A linear map with 8-bit weights.
 
     Args:
-        weight, bias: ``[out, in]`` and ``[out]``.
-        activation: applied by ``__call__``; none if empty.
-        dtype: computed in.
-        scale: multiplies what ``added_to`` adds.
+        weight, bias, activation, scale, after: as in :class:`songbloom.transformer.linears.PlainLinear`.
+        dtype: computed in; None: that of the bias.
     """
 
     def __init__(
@@ -74,21 +72,12 @@ class QuantizedLinear:
         scale: float = 1.0,
     ) -> None:
         self.dtype = dtype or bias.dtype
+        super().__init__(bias.to(self.dtype), activation, scale)
         self.weight, self.scales = quantized(weight)
-        self.bias, self.scale = bias.detach().to(self.dtype), scale
-        self.activation = activation_named(activation) if activation else None
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """``x Wᵀ + b``, before activation and scale."""
         if x.shape[0] <= FEW_ROWS and can_multiply(self.dtype, x.device):
             scales = self.scales.to(self.dtype)
             return torch._weight_int8pack_mm(x, self.weight, scales) + self.bias
         # The weight in full exists only for the length of one call: no more memory than one layer's.
         return F.linear(x, dequantized(self.weight, self.scales, self.dtype), self.bias)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.product(x)
-        return y if self.activation is None else self.activation(y)
-
-    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.add(residual, self.product(x), alpha=self.scale)
