@@ -52,6 +52,7 @@ from songbloom.prior.prior import Prior
 from songbloom.sampling import alignment, heads, request, songbloom_alignment, words
 from songbloom.sampling.alignment import Times
 from songbloom.sampling.heads import Choice, HeadScore, Song
+from songbloom.sampling.options import WEIGHTS
 from songbloom.sampling.run import LevelData, Run, fingerprint, reopen
 from songbloom.sampling.songbloom_writer import Told
 from songbloom.training import checkpoint
@@ -101,7 +102,7 @@ KNOBS = Knobs(
     group(
         "files",
         "Where the model's weights are, as for sample.py; with --name they are those of the run unless given",
-        **request.WEIGHTS,
+        **WEIGHTS,
         label_tables=Knob("", "Folder with the id tables of artists and genres, for weights that come without"),
     ),
     group("command", "The command itself", help=Knob(False, "Print this, and stop")),
