@@ -88,7 +88,7 @@ def _asked(options: Hyperparams, unit: int, rate: int, longest: int) -> int:
     if not length:
         raise UserError(f"--sample_length_in_seconds={seconds:g} is less than one patch, {unit / rate:.3f} s")
     if length > longest:
-        say(f"note: this model learnt songs of {longest / rate:.0f} s at most; {length / rate:.0f} s are asked for")
+        say(f"note: this model learnt songs of {longest / rate:.4g} s at most; {length / rate:.4g} s are asked for")
     return length
 
 

@@ -275,7 +275,10 @@ def test_words_light_up_where_the_model_looked(place: Path) -> None:
     sample("aligned", *SONG, "--n_samples=2")
     assert align_program.align(align_program.command_line(["--name=aligned"])) == Path("aligned/index.html")
     words = json.loads((place / "aligned/alignment/item_1.json").read_text(encoding="utf-8"))
-    timed = [word for word in words["words"] if word["start"] is not None] if "words" in words else []
+    timed = [word for word in words["words"] if word["start"] is not None]
+    assert {word["text"] for word in timed} & {"hello", "world", "la"} and not any(
+        "[" in word["text"] for word in timed
+    )
     assert (place / "aligned/alignment/item_1.png").is_file()
     assert "alignment/item_1.json" in (place / "aligned/index.html").read_text(encoding="utf-8")
     assert all(0 <= word["start"] <= word["end"] <= 1.12 + 1e-6 for word in timed)
