@@ -7,13 +7,14 @@ timing signals).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.prior.config import Codec, PriorConfig
-from songbloom.vqvae.blocks import UpsamplingBlock
+from songbloom.vqvae.blocks import ResidualOptions, UpsamplingBlock
 
 
 @dataclass(frozen=True)
@@ -58,30 +59,14 @@ class UpsamplingConditioner(nn.Module):
         stride_t: int,
         cond_width: int,
         cond_depth: int,
-        m_conv: float = 1.0,
-        dilation_growth_rate: int = 1,
-        dilation_cycle: int | None = None,
-        zero_out: bool = False,
-        res_scale: bool = False,
-        checkpoint: bool = False,
         init_scale: float = 1.0,
+        **options: Unpack[ResidualOptions],
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(bins, width)
         nn.init.normal_(self.embedding.weight, std=0.02 * init_scale)
         self.upsample = UpsamplingBlock(
-            width,
-            width,
-            down_t=down_t,
-            stride_t=stride_t,
-            width=cond_width,
-            depth=cond_depth,
-            m_conv=m_conv,
-            dilation_growth_rate=dilation_growth_rate,
-            dilation_cycle=dilation_cycle,
-            zero_out=zero_out,
-            res_scale=res_scale,
-            checkpoint=checkpoint,
+            width, width, down_t=down_t, stride_t=stride_t, width=cond_width, depth=cond_depth, **options
         )
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.down_t, self.stride_t = down_t, stride_t

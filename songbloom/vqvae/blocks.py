@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return residual(x, [(self.dilated, self.pointwise)], self.scale)
+
+
+class ResidualOptions(TypedDict, total=False):
+    """What may be said of a :class:`ResidualStack` besides its size."""
+
+    m_conv: float
+    dilation_growth_rate: int
+    dilation_cycle: int | None
+    reverse_dilation: bool
+    zero_out: bool
+    res_scale: bool
+    checkpoint: bool
 
 
 class ResidualStack(nn.Module):
@@ -177,12 +189,7 @@ class DownsamplingBlock(nn.Module):
         stride_t: int,
         width: int,
         depth: int,
-        m_conv: float = 1.0,
-        dilation_growth_rate: int = 1,
-        dilation_cycle: int | None = None,
-        zero_out: bool = False,
-        res_scale: bool = False,
-        checkpoint: bool = False,
+        **options: Unpack[ResidualOptions],
     ) -> None:
         super().__init__()
         _check_geometry(down_t, stride_t)
@@ -191,16 +198,7 @@ class DownsamplingBlock(nn.Module):
                 input_width if stage == 0 else width,
                 width,
                 stride_t,
-                ResidualStack(
-                    width,
-                    depth,
-                    m_conv=m_conv,
-                    dilation_growth_rate=dilation_growth_rate,
-                    dilation_cycle=dilation_cycle,
-                    zero_out=zero_out,
-                    res_scale=res_scale,
-                    checkpoint=checkpoint,
-                ),
+                ResidualStack(width, depth, **options),
             )
             for stage in range(down_t)
         )
@@ -215,8 +213,7 @@ class DownsamplingBlock(nn.Module):
 class UpsamplingBlock(nn.Module):
     """``[N, input_width, T]`` → ``[N, output_width, T * stride_t ** down_t]``: a projection, then ``down_t`` stages.
 
-    The mirror of :class:`DownsamplingBlock`; also the upsampling priors' conditioner. Arguments as there, and
-    ``reverse_dilation`` (largest dilation first).
+    The mirror of :class:`DownsamplingBlock`; also the upsampling priors' conditioner. Arguments as there.
 
     Raises:
         UserError: ``down_t`` or ``stride_t`` doesn't upsample.
@@ -231,13 +228,7 @@ class UpsamplingBlock(nn.Module):
         stride_t: int,
         width: int,
         depth: int,
-        m_conv: float = 1.0,
-        dilation_growth_rate: int = 1,
-        dilation_cycle: int | None = None,
-        reverse_dilation: bool = False,
-        zero_out: bool = False,
-        res_scale: bool = False,
-        checkpoint: bool = False,
+        **options: Unpack[ResidualOptions],
     ) -> None:
         super().__init__()
         _check_geometry(down_t, stride_t)
@@ -247,17 +238,7 @@ class UpsamplingBlock(nn.Module):
                 width,
                 output_width if stage == down_t - 1 else width,
                 stride_t,
-                ResidualStack(
-                    width,
-                    depth,
-                    m_conv=m_conv,
-                    dilation_growth_rate=dilation_growth_rate,
-                    dilation_cycle=dilation_cycle,
-                    reverse_dilation=reverse_dilation,
-                    zero_out=zero_out,
-                    res_scale=res_scale,
-                    checkpoint=checkpoint,
-                ),
+                ResidualStack(width, depth, **options),
             )
             for stage in range(down_t)
         )
