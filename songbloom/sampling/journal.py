@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from songbloom.errors import UserError
+from songbloom.files import sync_folder
 from songbloom.sampling.windows import Window
 
 FOLDER = "journal"
@@ -429,9 +430,4 @@ def _lock(file: BinaryIO) -> None:
 def _sync_folders(folder: Path) -> None:
     """Make new names in a journal's folder, and the folder's own, survive a power cut where the system allows it."""
     for place in (folder, folder.parent, folder.parent.parent):
-        with contextlib.suppress(OSError):
-            handle = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        sync_folder(place)
