@@ -389,7 +389,7 @@ def make_tokeniser(hps: Mapping[str, Any], device: torch.device | str = "cpu") -
     settings: dict[str, Any] = {}
     if hps.get("sketch_muq_path"):
         settings["path"] = hps["sketch_muq_path"]
-    said = {"width": int(hps.get("sketch_width", 0)), "heard": int(hps.get("muq_sr", 0))}
+    said: dict[str, Any] = {"width": int(hps.get("sketch_width", 0)), "heard": int(hps.get("muq_sr", 0))}
     made = load_tokeniser(fetch(hps["restore_sketch"]), size=hps["l_bins"], device=device, **said, **settings)
     if hps.get(SKETCH_DIGEST):
         made.codebook.check_digest(hps[SKETCH_DIGEST], f"the prior {hps['restore_prior']}")
