@@ -16,11 +16,12 @@ HEAVY = {
 LOGS = {"tensorboardX", "tensorboard"}
 
 HELP = """
-import contextlib, io, json, runpy, sys
-for program in sys.argv[1:]:
-    sys.argv = [program, "--help"]
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
-        runpy.run_path(program, run_name="__main__")
+import contextlib, io, json, sys
+import align, evaluate, sample, train
+for program in (align, evaluate, sample, train):
+    sys.argv = [program.__file__, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert program.main() == 0
     assert said.getvalue().count("--") > 20, program
 print(json.dumps([*sys.modules]))
 """
@@ -41,8 +42,7 @@ def modules(folder: Path, *words: str) -> set[str]:
 
 
 def test_help_reads_nothing_that_takes_long(tmp_path: Path) -> None:
-    paths = [str(programs.ROOT / f"{name}.py") for name in ("train", "sample", "align", "evaluate")]
-    read = modules(tmp_path, "-c", HELP, *paths)
+    read = modules(tmp_path, "-c", HELP)
     assert "torch" in read and not read & (HEAVY | LOGS)
 
 
