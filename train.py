@@ -133,6 +133,8 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     assert train_set is not None  # there are songs to train on, or they would have been refused
 
     task = make_songbloom_task(hps, beginning, codec, device)
+    if test_set is not None:
+        task.show(test_set)
     claim(folder)
     state = TrainingState(task, hps, argv)
     torch.manual_seed(rank_seed(hps))

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from songbloom.errors import UserError
 from songbloom.evaluation import phonemes
 from songbloom.evaluation.listening import PRESENT
 from songbloom.evaluation.recogniser import Recogniser, load_recogniser
@@ -89,6 +91,18 @@ def expected_of(words: str | Sequence[str] | None) -> tuple[str, ...]:
     sounds = [symbol for symbol in words if symbol[:1].isalpha()]
     known = tuple(symbol for symbol in sounds if symbol in phonemes.CLASS_OF)
     return known if len(known) >= 0.9 * len(sounds) else ()
+
+
+def read_words(path: str) -> str:
+    """The text of ``--eval_lyrics``, which samples are to sing.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--eval_lyrics={path}: cannot be read as text ({error})") from error
 
 
 def hear_samples(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
+from songbloom.data.songbloom_dataset import SongBloomDataset
 from songbloom.distributed import all_reduce_, world
 from songbloom.errors import UserError
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
@@ -83,6 +84,7 @@ class SongBloomTask(Task):
         super().__init__(prior, hps, precision)
         self._codec = [codec]  # in a list, so that it does not become a part of this module
         self.hides = True
+        self._shown: SongBloomDataset | None = None
         self._fixed_words = self._words_to_hear()
 
     @property
@@ -264,16 +266,30 @@ class SongBloomTask(Task):
             ids = first.parts["lyrics"][row, :words].tolist()
             logger.text(f"{row}/train_lyrics", " ".join(symbols[i] for i in ids) if symbols else str(ids), step)
 
+    def show(self, songs: SongBloomDataset) -> None:
+        """Draw samples for prompts and words of the first of these songs, the same each time, not for the batch's."""
+        self._shown = songs
+
+    def _to_sample(self, batch: SongBatch) -> SongBatch:
+        """The songs whose prompts and words samples are drawn for."""
+        wanted = int(self.hps["bs_sample"])
+        if self._shown is None:
+            return batch.first(min(wanted, len(batch)))
+        items = [self._shown.items.index(song) for song in range(min(wanted, len(self._shown.songs)))]
+        return self.batch_of(default_collate([self._shown[item] for item in items]), batch.audio.device)
+
     @torch.no_grad()
     def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
-        """``bs_sample`` items for prompts and words of the batch, or ``eval_lyrics``, in few diffusion steps.
+        """``bs_sample`` items for prompts and words of the songs to evaluate on, else of the batch, or with the words
+        of ``eval_lyrics``, in few diffusion steps.
 
-        At most ten seconds each; with them goes how well the phoneme recogniser hears the words.
+        At most ten seconds each, drawn with the same random numbers each time; with them goes how well the phoneme
+        recogniser hears the words.
         """
         from songbloom.prior.songbloom.generate import generate
 
-        assert isinstance(batch, SongBatch) and batch.parts is not None
-        first = batch.first(min(int(self.hps["bs_sample"]), len(batch)))
+        assert isinstance(batch, SongBatch)
+        first = self._to_sample(batch)
         assert first.parts is not None
         config = self.model.config
         words = [first.parts["lyrics"][row, :n].tolist() or [0] for row, n in enumerate(first.parts["words"].tolist())]
@@ -283,7 +299,7 @@ class SongBloomTask(Task):
         frames = frames if self._fixed_words else min(first.audio.shape[1], frames)
         sampler = "ddim" if config.diffusion_objective == "v" else "euler"
         settings = GenerationSettings(max_frames=frames, min_frames=frames, steps=PREVIEW_STEPS, sampler=sampler)
-        seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
+        seed = int(self.hps.get("seed", 0)) * 1_000_003
 
         def generators(patch: int) -> list[torch.Generator]:
             return [torch.Generator().manual_seed(_seed(seed, item, patch)) for item in range(len(first))]
@@ -312,10 +328,9 @@ class SongBloomTask(Task):
         path = str(self.hps.get("eval_lyrics") or "")
         if not path:
             return []
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--eval_lyrics={path}: cannot be read as text ({error})") from error
+        from songbloom.evaluation.during_training import read_words
+
+        text = read_words(path)
         name = str(self.hps.get("lyrics_vocab") or "songbloom")
         vocabulary = PhonemeVocabulary(
             name, tuple(self.hps["lyric_symbols"]), as_published=name == "songbloom_published"

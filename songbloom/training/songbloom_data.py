@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch.utils.data import default_collate
 
 from songbloom.data.cache import Cache
 from songbloom.data.check import CheckSettings, check_before_training
+from songbloom.data.fields import field
 from songbloom.data.manifest import Song
 from songbloom.data.songbloom_dataset import EncodedSong, Encoder, SongBloomDataset, WordSettings, songs_of
 from songbloom.distributed import say, world
@@ -20,6 +22,7 @@ from songbloom.sketch.codec import SketchedCodec
 from songbloom.training.songbloom import VERDICT_ITEMS, SongBloomTask
 from songbloom.training.state import TrainingState
 
+LICENCES = "licences"  # in a SongBloom checkpoint's hps and in adapters: the terms of the songs
 ANY_LENGTH = 1 << 40  # frames; sketches of other lengths are cut, and told by the encoder
 # An adapter's A learns nothing while its B is zero; own rows learn where their symbols are sung.
 ZERO_AT_FIRST = (".A", ".rows.values")
@@ -28,13 +31,27 @@ ZERO_AT_FIRST = (".A", ".rows.values")
 def checked_songs(hps: Hyperparams) -> tuple[list[Song], list[Song]]:
     """Songs to train on and songs to judge by; with the latter ``hps.test`` is on where there is training.
 
+    ``hps.licences`` becomes the terms of the former, which checkpoints and adapters keep.
+
     Raises:
         UserError: what the lines of ``data_jsonl`` or ``val_jsonl`` say cannot be used.
     """
     check_data(hps)
     training, validation = songs_of(hps)
+    hps[LICENCES] = tell_licences(training)
     hps.test = bool(validation) and (hps.test or hps.train)
     return training, validation
+
+
+def tell_licences(songs: Sequence[Song]) -> list[str]:
+    """Say under which terms songs stand, as their lines tell; those terms, the most frequent first."""
+    counts = Counter(str(field(song.extra, "licence") or "").strip() for song in songs)
+    untold = counts.pop("", 0)
+    found = sorted(counts, key=lambda terms: (-counts[terms], terms))
+    if found:
+        shown = [f"{terms} ({counts[terms]} songs)" for terms in found]
+        say("licences of what is learned from: " + "; ".join(shown + [f"not told ({untold} songs)"] * bool(untold)))
+    return found
 
 
 def check_data(hps: Hyperparams) -> None:

@@ -6,6 +6,7 @@ of audio into its inputs, tells which metrics matter, logs examples, and keeps w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from songbloom.errors import UserError
+from songbloom.lyrics.window import take
 from songbloom.training.logger import Logger
 from songbloom.training.precision import Precision
 
@@ -279,6 +282,7 @@ class PriorTask(Task):
         self.labeller = labeller
         if labeller is not None and labeller.n_tokens:
             self.shown = ("loss", "gen_loss", "prime_loss", "gn")
+        self._fixed_words = self._words_to_hear()
         vqvae.eval()
         for p in vqvae.parameters():
             p.requires_grad_(False)
@@ -332,11 +336,15 @@ class PriorTask(Task):
 
     @torch.no_grad()
     def log_samples(self, logger: Logger, step: int, batch: Batch) -> None:
-        """``bs_sample`` items at temperature 1, on the codes above and the labels of the batch where there are any."""
+        """``bs_sample`` items at temperature 1, on the codes above and the labels of the batch where there are any.
+
+        Of a prior that reads lyrics it is heard whether somebody sings, and how well the words of ``eval_lyrics`` are
+        sung, if these are given; they are those of a song as long as the chunk.
+        """
         prior = self.model
         bound = prior.cond_downsample or batch.labels is not None
         number = min(self.hps["bs_sample"], len(batch)) if bound else self.hps["bs_sample"]
-        labels = batch.first(number).labels
+        labels = self._with_fixed_words(batch.first(number).labels)
         upper = self.prepare(batch.first(number))[1] if prior.cond_downsample else None
         seed = int(self.hps.get("seed", 0)) * 1_000_003 + step
         generators = [torch.Generator().manual_seed(seed * 1009 + item) for item in range(number)]
@@ -348,6 +356,57 @@ class PriorTask(Task):
         for level, chosen, tag in levels:
             heard = self.vqvae.decode([chosen], start_level=level, end_level=level + 1, bs_chunks=number)
             logger.audio(tag, heard, step)
+            if level == prior.level and self._sings:
+                self._listen(logger, step, heard)
+
+    # -- what samples sing -----------------------------------------------------------------------------------------
+
+    @property
+    def _sings(self) -> bool:
+        """Whether it is the prior that decides what words are sung: it reads them, and no level above has."""
+        return self.labeller is not None and self.labeller.reads_lyrics and not self.model.cond_downsample
+
+    def _words_to_hear(self) -> str:
+        """The text of ``eval_lyrics``.
+
+        Raises:
+            UserError: it cannot be read, or this prior does not read words.
+        """
+        path = str(self.hps.get("eval_lyrics") or "")
+        if not path:
+            return ""
+        from songbloom.evaluation.during_training import read_words
+
+        if not self._sings:
+            raise UserError(f"--eval_lyrics={path}: this prior reads no words: leave it out, or give it lyrics to read")
+        text = read_words(path)
+        assert self.labeller is not None
+        if not self.labeller.known(None, None, text).tokens.ids:
+            raise UserError(f"--eval_lyrics={path}: has no words that this prior's vocabulary knows")
+        return text
+
+    def _with_fixed_words(self, labels: Tensor | None) -> Tensor | None:
+        """The labels of the beginning of a song with the words of ``eval_lyrics``, as long as the chunk or as the
+        shortest that the prior knows; artists and genres stay."""
+        if labels is None or not self._fixed_words:
+            return labels
+        labeller = self.labeller
+        assert labeller is not None
+        length = labeller.sample_length
+        total = max(length, math.ceil((self.hps["min_duration"] or 0) * labeller.sr))
+        ids = labeller.known(None, None, self._fixed_words).tokens.ids
+        words = take(list(ids), labeller.window(len(ids), None, total, 0, length))
+        changed = labels.clone()
+        changed[:, 0], changed[:, 1] = total, 0
+        changed[:, -labeller.n_tokens :] = torch.tensor(words, dtype=torch.int64)
+        return changed
+
+    def _listen(self, logger: Logger, step: int, sound: Tensor) -> None:
+        """Log whether anybody sings in ``sound`` ``[N, T, 1]``, and how well the fixed words."""
+        from songbloom.evaluation.during_training import hear_samples, log_sung
+
+        words = [self._fixed_words or None] * len(sound)
+        log_sung(logger, step, hear_samples(sound, self.hps["sr"], words), words, "sample")
 
 
 @contextmanager
