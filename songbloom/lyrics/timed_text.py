@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from songbloom.errors import UserError
 
+SCORES = (".musicxml", ".xml", ".mxl")
+"""Endings of MusicXML files."""
 _LONGEST = 1e9  # seconds; more is no moment of a song
 
 

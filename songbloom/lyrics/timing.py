@@ -21,12 +21,12 @@ from songbloom.lyrics.lab import SILENT, read_lab, voiced
 from songbloom.lyrics.lrc import read_lrc, write_lrc
 from songbloom.lyrics.matching import match
 from songbloom.lyrics.morae import ENDS_MORA, LONG, PHONEMES, PHONEMES_OF
-from songbloom.lyrics.timed_text import Builder, Timed, TimedText, from_phrases
+from songbloom.lyrics.timed_text import SCORES, Builder, Timed, TimedText, from_phrases
 from songbloom.lyrics.tokens import Tokens
 
 __all__ = ["SUFFIXES", "Timed", "TimedText", "from_phrases", "read_timed", "token_times", "write_lrc"]
 
-SUFFIXES = (".lrc", ".lab", ".musicxml", ".xml", ".mxl", ".json")
+SUFFIXES = (".lrc", ".lab", *SCORES, ".json")
 """Files that :func:`read_timed` reads."""
 FEWEST_MATCHES = 0.6
 """Share of a song's sounds that must be found in a timed file, or it belongs to another song."""
@@ -44,7 +44,7 @@ def read_timed(path: str | Path) -> TimedText:
         return read_lrc(path)
     if suffix == ".lab":
         return read_lab(path)
-    if suffix in (".musicxml", ".xml", ".mxl"):
+    if suffix in SCORES:
         from songbloom.lyrics.musicxml import read_musicxml
 
         return read_musicxml(path)

@@ -19,13 +19,14 @@ from songbloom.data.song_labels import unfitting
 from songbloom.distributed import say
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
+from songbloom.lyrics.timed_text import SCORES
 from songbloom.prior.prior import Prior
 from songbloom.sampling.origin import check_seed
 
 if TYPE_CHECKING:
     from songbloom.lyrics.timing import TimedText
 
-TIMED_SUFFIXES = (".lrc", ".lab", ".musicxml", ".xml", ".mxl")  # of lyrics_file; any other is a text
+TIMED_SUFFIXES = (".lrc", ".lab", *SCORES)  # of lyrics_file; any other is a text
 _TOTAL = "total_sample_length_in_seconds"
 _FIELDS = ("artist", "genre", "lyrics", "lyrics_file", PHRASES, "prompt_wav", _TOTAL, "seed")
 _SHOWN = 5  # symbols without a token that are named for an item

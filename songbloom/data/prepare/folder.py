@@ -33,9 +33,8 @@ from songbloom.errors import UserError, did_you_mean
 from songbloom.lyrics.lab import read_lab
 from songbloom.lyrics.lrc import read_lrc
 from songbloom.lyrics.musicxml import read_musicxml
-from songbloom.lyrics.timed_text import TimedText, read_lines
+from songbloom.lyrics.timed_text import SCORES, TimedText, read_lines
 
-_SCORES = (".musicxml", ".xml", ".mxl")
 _KANA = re.compile("[ぁ-ゖァ-ヺｦ-ﾝ]")
 _HAN = re.compile("[㐀-鿿]")
 
@@ -92,7 +91,7 @@ def _beside(path: Path, *suffixes: str) -> Path | None:
 
 def _material(options: Any, name: str, path: Path, folder: Path) -> Material:
     text_file, fields_file = _beside(path, ".txt"), _beside(path, ".json")
-    lrc, label, score = _beside(path, ".lrc"), _beside(path, ".lab"), _beside(path, *_SCORES)
+    lrc, label, score = _beside(path, ".lrc"), _beside(path, ".lab"), _beside(path, *SCORES)
     about = _about(fields_file) if fields_file else {}
     text = "\n".join(read_lines(text_file)).strip() if text_file else about.pop("lyrics", None)
     timed: TimedText | None = None

@@ -30,7 +30,7 @@ from songbloom.data.prepare.corpus import (
 )  # fmt: skip
 from songbloom.errors import UserError, did_you_mean
 from songbloom.lyrics.musicxml import read_musicxml
-from songbloom.lyrics.timed_text import TimedText
+from songbloom.lyrics.timed_text import SCORES, TimedText
 
 REPOSITORY = "jaCappella/jaCappella"
 AUDIO_TYPES = ("lead_vocal", "mixture", "mixture_stereo")
@@ -43,7 +43,6 @@ TERMS = Terms(
         "a lead vocal alone teaches a model that there is no band; mixture has the whole choir",
     ),
 )
-_SUFFIXES = (".musicxml", ".xml", ".mxl")
 
 
 def _parser() -> Parser:
@@ -130,7 +129,7 @@ def recording_of(folder: Path, audio_type: str) -> Path | None:
 
 def score_of(folder: Path, musicxml_type: str) -> Path | None:
     """The song's score of one kind; ``default`` is the one that is neither of the others."""
-    scores = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
+    scores = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SCORES and path.name[0] != ".")
     kinds = {"svs": [], "romaji": [], "default": []}  # type: dict[str, list[Path]]
     for path in scores:
         stem = path.stem.lower()

@@ -30,9 +30,9 @@ from songbloom.data.prepare.corpus import (
 from songbloom.errors import UserError
 from songbloom.lyrics.lab import read_lab
 from songbloom.lyrics.musicxml import read_musicxml
+from songbloom.lyrics.timed_text import SCORES
 
 LICENCE = "Tohoku Kiritan singing database terms (only for information analysis, Copyright Act of Japan, Art. 30-4)"
-SCORES = (".musicxml", ".xml", ".mxl")
 _ADVICE = (
     "recordings and labels may be analysed, not passed on; read the terms of the place that you got them from",
     "dry solo singing alone teaches a model that there is no band",

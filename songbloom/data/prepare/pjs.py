@@ -30,14 +30,13 @@ from songbloom.data.prepare.corpus import (
 from songbloom.errors import UserError
 from songbloom.lyrics.lab import read_lab
 from songbloom.lyrics.musicxml import read_musicxml
-from songbloom.lyrics.timed_text import read_lines
+from songbloom.lyrics.timed_text import SCORES, read_lines
 
 TERMS = Terms(
     "PJS",
     "CC BY-SA 4.0 (PJS corpus, Koguchi and Takamichi)",
     ("name the corpus, and share what you pass on of it alike", "one singer, short songs, no band"),
 )
-_SCORES = (".musicxml", ".xml", ".mxl")
 
 
 def _parser() -> Parser:
@@ -78,7 +77,7 @@ def _material(options: Any, song: Path) -> Material | LeftOut:
     )
     if audio is None:
         return LeftOut(f"{song.name}: has no {song.name}_song.wav")
-    text_file, score, label = first(".txt"), first(*_SCORES), first(".lab")
+    text_file, score, label = first(".txt"), first(*SCORES), first(".lab")
     text = timed = None
     if text_file is not None and options.words == "text":
         text = "\n".join(read_lines(text_file)).strip()
