@@ -132,6 +132,19 @@ def test_prepared_weights_are_kept_until_the_model_changes():
     assert pickle.loads(pickle.dumps(model)).sample(1).shape == (1, N_CTX)
 
 
+def test_weights_prepared_for_torch_serve_all_windows(monkeypatch):
+    model, made, original = build(), [], steppers.DecodingTransformer
+    monkeypatch.setattr(steppers.native, "available", lambda dtype, device: False)
+    monkeypatch.setattr(steppers, "DecodingTransformer", lambda *a, **b: made.append(a) or original(*a, **b))
+    first = model.sample(1, quantize="int8", temperature=0)
+    assert torch.equal(model.sample(1, quantize="int8", temperature=0), first) and len(made) == 1
+    model.sample(1, temperature=0)
+    with torch.no_grad():
+        model.transformer.layers[0].mlp.up.weight.mul_(-3)
+    assert torch.equal(model.sample(1, temperature=0), model.sample(1, temperature=0, fast=False))
+    assert len(made) == 3
+
+
 @pytest.mark.skipif("native" not in WAYS, reason="the native step cannot be built here")
 @pytest.mark.parametrize("level", [2, 0])
 @pytest.mark.parametrize("kind", ["single", "dense", "separate"])
