@@ -47,6 +47,6 @@ def results_of_ranks(program: str, folder: Path, ranks: int) -> list[dict[str, A
     """What the ranks of a program save, each to ``{folder}/{ranks}_{rank}.pt``; the folder is its argument."""
     path = folder / "program.py"
     path.write_text(program)
-    done = run(folder, str(path), str(folder), ranks=ranks, timeout=180)
+    done = run(folder, str(path), str(folder), ranks=ranks)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{ranks}_{rank}.pt", weights_only=True) for rank in range(ranks)]

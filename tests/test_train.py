@@ -235,7 +235,7 @@ def test_a_signal_saves_and_stops(codec: Path, folder: Path, number: signal.Sign
     process = started(folder, *words, "--train_steps=100000")
     wait_for(process, "step 8 ")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number and "Traceback" not in err
     assert f"{number.name}: saving and stopping after this step" in out and "interrupted" in out
     step = latest(folder / "logs", "p")["step"]
@@ -304,7 +304,7 @@ def test_nan_on_one_rank_is_skipped_by_all(codec: Path, folder: Path) -> None:
 def test_an_error_on_one_rank_ends_all_with_one_message(codec: Path, folder: Path) -> None:
     words = [*CODEC, "--name=x", "--audio_files_dir=songs", "--train_steps=1000", "--bs=1"]
     process = started(folder, *words, ranks=2, what=["raise", "1"])
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode not in (0, None)
     assert err.count("RuntimeError: something broke on purpose") == 1 and "rank 1 of 2" in err, err
     assert "step 4 " not in out

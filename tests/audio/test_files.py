@@ -551,7 +551,7 @@ try:
 except songbloom.errors.UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.stdout == "song.wav: cannot be written (File too large); free space or change the folder\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 

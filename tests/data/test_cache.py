@@ -90,7 +90,7 @@ def half(file, **arrays):
 np.savez = half
 Cache({str(tmp_path)!r}).get(Entry("latents", "a", "w"), lambda: torch.zeros(4))
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=600)
     assert done.returncode == -9
     cache = Cache(tmp_path)
     assert cache.size()[0] == 0 and len(cache.get(Entry("latents", "a", "w"), lambda: torch.zeros(4))) == 4

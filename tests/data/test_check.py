@@ -22,6 +22,7 @@ from songbloom.data.fields import ALIASES, FIELDS
 from songbloom.data.findings import Finding
 from songbloom.data.sound_facts import Memory, measure
 from songbloom.errors import UserError
+from tests import programs
 
 ROOT = Path(__file__).parents[2]
 RATE = 48_000
@@ -236,11 +237,10 @@ def test_all_mistakes_at_once_through_the_command(folder: Folder):
 
 def test_warnings_alone_are_no_failure(folder: Folder):
     path = folder.jsonl(folder.row(zzzz=1))
-    command = [sys.executable, "-m", "songbloom.data.check", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = programs.run(ROOT, "-m", "songbloom.data.check", str(path))
     assert done.returncode == 0
     assert "1 songs, 0.1 minutes: 0 errors, 1 warning" in done.stdout
-    mistyped = subprocess.run([*command, "--max_token=3"], cwd=ROOT, capture_output=True, text=True, check=False)
+    mistyped = programs.run(ROOT, "-m", "songbloom.data.check", str(path), "--max_token=3")
     assert mistyped.returncode == 2
     assert mistyped.stderr.startswith("error: unrecognized arguments: --max_token=3 (did you mean '--max_tokens'?)")
 

@@ -187,7 +187,7 @@ def test_workers_stay_for_the_next_epoch_and_end_with_the_data_set(folder: Path)
     del iterator
     del dataset
     gc.collect()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(map(_runs, processes[0])) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(_runs, processes[0]))
@@ -247,7 +247,7 @@ def test_workers_do_not_outlive_a_killed_rank(folder: Path) -> None:
         batches = iter(make_loader(dataset, batch=1, workers=2))
         next(batches)
         print("workers", *[w.pid for w in _kept[dataset].loader._iterator._workers], flush=True)
-        time.sleep(60)
+        time.sleep(1800)
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -260,7 +260,7 @@ def test_workers_do_not_outlive_a_killed_rank(folder: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + 60
     while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_runs(pid) for pid in pids)

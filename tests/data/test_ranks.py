@@ -53,7 +53,7 @@ def _launch(size: int, program: Path, *arguments: Path) -> subprocess.CompletedP
             pytest.skip("mpiexec is not installed")
         command = [mpiexec, "-n", str(size), *command]
     root = Path(__file__).parent.parent.parent
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_ranks_see_the_same_songs_and_share_the_same_batches(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_command_names_an_unknown_file(tmp_path: Path) -> None:
     path = tmp_path / "nobody_knows.pt"
     torch.save({}, path)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.golden", str(path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "tests.golden", str(path)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 2
     assert "no check knows this kind" in done.stderr
@@ -59,6 +59,6 @@ def test_the_command_names_an_unknown_file(tmp_path: Path) -> None:
 
 def test_the_command_names_a_missing_file() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.golden", "nofile"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "tests.golden", "nofile"], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nofile: no such file\n")

@@ -88,14 +88,14 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
 def test_the_program(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "songbloom.lyrics", "show", "-", "--lyrics_vocab=v3"],
-        input="la 夢\n", capture_output=True, encoding="utf-8", timeout=120, check=True,
+        input="la 夢\n", capture_output=True, encoding="utf-8", timeout=600, check=True,
     )  # fmt: skip
     assert "    tokens    la Meng\n" in done.stdout
     help_text = subprocess.run(
         [sys.executable, "-m", "songbloom.lyrics", "show", "--help"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     ).stdout
     assert all(option in help_text for option in ("--lyrics_vocab", "--english", "--reading", "--times"))

@@ -3,12 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from songbloom.transformer.native import loader
+
+from tests import programs
+
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / "prior.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
 
 def test_the_benchmark_prints_one_object_with_every_figure():
@@ -31,7 +35,7 @@ def test_the_benchmark_prints_one_object_with_every_figure():
 
 
 def test_the_benchmark_names_a_typo():
-    done = run("--quick", "--prior_dept=1")
+    done = programs.run(ROOT, str(ROOT / "benchmarks" / "prior.py"), "--quick", "--prior_dept=1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "prior_depth" in done.stderr and "Traceback" not in done.stderr
 
@@ -39,7 +43,7 @@ def test_the_benchmark_names_a_typo():
 def test_the_sampling_benchmark_prints_every_path():
     program = [sys.executable, str(ROOT / "benchmarks" / "sampling.py")]
     options = ["--quick", "--shapes=upsampler"]
-    done = subprocess.run([*program, *options], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    done = subprocess.run([*program, *options], capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     measured = result["shapes"]["upsampler"]["measured"]
@@ -50,11 +54,11 @@ def test_the_sampling_benchmark_prints_every_path():
             assert 0 < figures[path]["tokens_per_second"] <= figures[path]["tokens_per_second_best"]
             assert figures[path]["bound_tokens_per_second"] > 0
     assert result["config"]["quick"] and result["machine"]["cpu"]
+    assert result["config"]["read_by"] == ("reading.cpp" if loader.library() is not None else "torch.sum")
 
 
 def test_the_sampling_benchmark_names_a_typo():
-    program = [sys.executable, str(ROOT / "benchmarks" / "sampling.py"), "--shapes=smal_prior"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    done = programs.run(ROOT, str(ROOT / "benchmarks" / "sampling.py"), "--shapes=smal_prior")
     assert done.returncode == 2 and done.stderr.startswith("error: --shapes: 'smal_prior' is not one of small_prior")
 
 
@@ -62,7 +66,7 @@ def test_a_whole_song_is_timed_level_by_level():
     program = [sys.executable, str(ROOT / "benchmarks" / "whole_song.py"), "--quick", "--device=cpu", "--profiled=2"]
     for windows in ([], ["--windows=1"]):
         command = [*program, "--seconds=.4", *windows]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert list(result["levels"]) == ["2", "1", "0"]
@@ -76,6 +80,5 @@ def test_a_whole_song_is_timed_level_by_level():
 
 
 def test_a_whole_song_of_an_unknown_model():
-    program = [sys.executable, str(ROOT / "benchmarks" / "whole_song.py"), "--model=5b_lyric"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    done = programs.run(ROOT, str(ROOT / "benchmarks" / "whole_song.py"), "--model=5b_lyric")
     assert done.returncode == 2 and "did you mean '5b_lyrics'" in done.stderr

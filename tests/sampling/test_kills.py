@@ -65,7 +65,7 @@ def sample(folder: Path, *arguments: str, ranks: int = 1, **others: object) -> s
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
         **others,
     )

@@ -61,6 +61,6 @@ def test_the_sampler_listens_before_it_reads_anything() -> None:
         "sample.distributed.run(sample.main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr) == (2, "error: lives\n")

@@ -263,7 +263,7 @@ def test_the_program_itself(place: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "listen: process" in done.stdout and "no style prompt" in done.stdout

@@ -211,7 +211,7 @@ def test_memory_is_the_model_and_one_tensor(dtype: str, stream: bool, tmp_path: 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 ROOT = Path(__file__).parents[2]
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "vqvae.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
 
 
 def test_the_benchmark_prints_one_object_with_every_figure() -> None:
@@ -40,6 +42,6 @@ def test_the_benchmark_prints_one_object_with_every_figure() -> None:
 
 
 def test_the_benchmark_names_a_typo() -> None:
-    done = _run("--quick", "--dept=1")
+    done = programs.run(ROOT, str(ROOT / "benchmarks" / "vqvae.py"), "--quick", "--dept=1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "depth" in done.stderr and "Traceback" not in done.stderr
