@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from make_models import family_of, find_weights, make_model, make_vae, make_vqvae, parts_of, settings_of
 from songbloom import distributed
-from songbloom.audio.files import read_audio
+from songbloom.audio.files import read_audio, write_wav
 from songbloom.data.manifest import Song, songs_from
 from songbloom.distributed import say, world
 from songbloom.errors import UserError
@@ -132,7 +133,7 @@ def evaluate(options: Hyperparams) -> dict[str, Any]:
     listened = hear_all(items, recogniser, use, options)
     if through is not None:
         function, rate = through
-        listened = [replace(one, codec=lost(one.item, function, rate, options)) for one in listened]
+        listened = [replace(one, codec=lost(one.item, function, rate, recogniser, options)) for one in listened]
     told: dict[str, Any] = {
         "recogniser": recogniser.name,
         "items": [one.plain() for one in listened],
@@ -273,15 +274,31 @@ def codec_from(path: str) -> Any:
     return (make_vqvae if kind == "vqvae" else make_vae)(hps, world().device)
 
 
-def lost(item: Item, through: Callable[[np.ndarray], np.ndarray], rate: int, options: Hyperparams) -> dict[str, float]:
-    """Distances of a song from what comes out of the codec."""
+def lost(
+    item: Item, through: Callable[[np.ndarray], np.ndarray], rate: int, recogniser: Recogniser, options: Hyperparams
+) -> dict[str, float]:
+    """Distances of a song from what comes out of the codec, and what the recogniser still hears in that.
+
+    The latter only if the whole song goes through: ``voice_presence``, and ``per`` and ``per_shuffled`` of words. No
+    model that writes codes or latents can be understood better.
+    """
     sound = read_audio(item.path, sample_rate=rate, length=round(options.codec_seconds * rate))
     with torch.no_grad():
         made = through(sound)
     try:
-        return distances.compare(sound, made, rate).plain()
+        told = distances.compare(sound, made, rate).plain()
     except ValueError as error:
         raise UserError(f"{item.path}: cannot be sent through the codec ({error})") from error
+    if len(sound) == round(options.codec_seconds * rate):
+        return told
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "through.wav"
+        write_wav(path, made, rate)
+        heard = listen(replace(item, path=path), recogniser, change=options.change_cost, with_pitch=False)
+    told["voice_presence"] = heard.voice_presence
+    if heard.score is not None:
+        told |= {"per": heard.score.per, "per_shuffled": heard.score.per_shuffled}
+    return told
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -306,7 +323,7 @@ def text_of(told: dict[str, Any]) -> str:
     coded = any(row.get("codec") for row in rows)
     lines = [f"recogniser {told['recogniser']}"]
     head = "  voice   PER  shuffled  part  shuffled   pitch (low – high)"
-    lines.append(head + ("   STFT  log-mel dB  SI-SDR dB" if coded else "") + "   song")
+    lines.append(head + ("   STFT  log-mel dB  SI-SDR dB  PER after" if coded else "") + "   song")
     for row in rows:
         pitch = row["pitch"]
         span = f"{pitch['median']:5.1f} ({pitch['low']:4.1f} – {pitch['high']:4.1f})" if pitch else "–"
@@ -314,8 +331,8 @@ def text_of(told: dict[str, Any]) -> str:
         line += f"  {_number(row['per_part']):>4}  {_number(row['per_part_shuffled']):>8}   {span:<18}"
         if coded:
             lost = row.get("codec")
-            parts = (lost["multi_resolution_stft"], lost["log_mel"], lost["si_sdr"]) if lost else (None,) * 3
-            line += f"   {_number(parts[0]):>4}  {_number(parts[1]):>10}  {_number(parts[2]):>9}"
+            parts = [(lost or {}).get(name) for name in ("multi_resolution_stft", "log_mel", "si_sdr", "per")]
+            line += "".join(f"  {_number(part):>{width}}" for part, width in zip(parts, (5, 10, 9, 9), strict=True))
         lines.append(f"{line}   {row['name']}" + (f" ({row['note']})" if row.get("note") else ""))
     lines += [*verdicts(told["all"]), *reference_lines(told)]
     return "\n".join(lines)

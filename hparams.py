@@ -321,6 +321,64 @@ HPARAMS_REGISTRY["demo_songbloom"] = Hyperparams(
         restore_sketch="logs/demo_sketch/sketch_codebook.pt",
     )
 )
+# A singer alone, 12 kHz mono, in lines of some seconds: as much as can be learned to be understood on one core in an
+# hour and a half (docs/songbloom_proof.md). Its VAE is shallow: a layer of 4 ms pieces and one of 40 ms are enough for
+# so narrow a sound, and after some minutes are far ahead of the four layers of the other small sets.
+HPARAMS_REGISTRY["voice_vae"] = Hyperparams(
+    HPARAMS_REGISTRY["small_vae"]
+    | Hyperparams(
+        sr=12000,
+        sample_length=16 * 480,
+        bs=2,
+        nworkers=0,
+        vae_channels=1,
+        vae_width=4,
+        vae_multipliers=(24, 64),
+        vae_strides=(24, 20),
+        vae_dilations=(1,),
+        vae_latent_dim=96,
+        vae_spectral_n_fft=(1024, 512, 256, 128),
+        vae_spectral_floor=0.05,
+        vae_waveform=30.0,
+        lr=0.001,
+        lr_warmup=100.0,
+        lr_decay=13000,
+        lr_use_cosine_decay=True,
+        beta2=0.99,
+        mu=0.998,
+    )
+)
+HPARAMS_REGISTRY["voice_sketch"] = Hyperparams(
+    HPARAMS_REGISTRY["demo_sketch"]
+    | Hyperparams(sr=12000, sketch_codes=128, sketch_start_rows=4000, sample_length_in_seconds=2, nworkers=0)
+)
+HPARAMS_REGISTRY["voice_songbloom"] = Hyperparams(
+    HPARAMS_REGISTRY["voice_vae"]
+    | Hyperparams(
+        vae=False,
+        songbloom=True,
+        sample_length=160 * 480,  # 6.4 s, 10 patches
+        l_bins=128,
+        prior_width=192,
+        heads=3,
+        prior_depth=3,
+        dit_depth=4,
+        m_mlp=4.0,
+        time_features=64,
+        lyric_tokens=48,
+        prompt_frames=25,
+        lyrics_vocab="songbloom_ja",
+        lyrics_english="arpabet",
+        lr=0.001,
+        lr_warmup=50.0,
+        lr_decay=1000,
+        beta2=0.999,
+        mu=0.98,
+        bs=6,
+        restore_vae="logs/voice_vae/checkpoint_latest.pth.tar",
+        restore_sketch="logs/voice_sketch/sketch_codebook.pt",
+    )
+)
 
 HPARAMS_REGISTRY |= TINY_SETS
 

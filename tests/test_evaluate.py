@@ -81,6 +81,19 @@ def test_what_a_codec_loses(place: Path, tmp_path: Path) -> None:
     told = numbers(place, *arguments, "--songs=1", "--device=cpu")
     lost = told["items"][0]["codec"]
     assert lost["log_mel"] > 0 and lost["multi_resolution_stft"] > 0 and told["all"]["codec"] == lost
+    assert "per" not in lost  # a second of the song is not all of its words
+
+
+def test_what_is_still_heard_after_a_codec(place: Path, tmp_path: Path) -> None:
+    hps = setup_hparams("tiny_vqvae", {"train": False})
+    save(make_vqvae(hps), tmp_path / "codec.pth.tar", "vqvae", hps=hps)
+    arguments = ["--data_jsonl=songs.jsonl", f"--codec={tmp_path / 'codec.pth.tar'}", "--no_pitch", "--device=cpu"]
+    told = numbers(place, *arguments, "--songs=1")
+    item = told["items"][0]
+    assert item["per"] < 0.6 < item["codec"]["per"]  # nothing that is understood comes out of an untrained codec
+    assert item["codec"]["voice_presence"] < item["voice_presence"]
+    done = run_program(place, *arguments, "--songs=1")
+    assert f"{item['codec']['per']:.2f}" in done.stdout.splitlines()[2] and "PER after" in done.stdout
 
 
 @pytest.mark.parametrize(

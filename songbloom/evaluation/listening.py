@@ -163,7 +163,8 @@ def summary(listened: Sequence[Listened]) -> dict[str, Any]:
     made["pitch"] = {key: float(np.mean([p.plain()[key] for p in pitches])) for key in means} if pitches else None
     codecs = [one.codec for one in listened if one.codec is not None]
     if codecs:
-        made["codec"] = {key: float(np.mean([c[key] for c in codecs])) for key in codecs[0]}
+        keys = dict.fromkeys(key for one in codecs for key in one)
+        made["codec"] = {key: float(np.mean([one[key] for one in codecs if key in one])) for key in keys}
     return made
 
 

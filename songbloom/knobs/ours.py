@@ -76,6 +76,12 @@ VAE = group(
         (2048, 1024, 512, 256, 128, 64, 32), "FFT sizes of the spectral loss; hops are a quarter", minimum=4
     ),
     vae_perceptual=Knob(True, "Weigh frequencies in the spectral loss as the ear does (A-weighting)"),
+    vae_spectral_floor=Knob(
+        1e-4,
+        "Added to magnitudes before the spectral loss takes their logarithm: what is quieter hardly counts. 0.05 lets "
+        "dry voices, which have true silence and deep valleys, be learned faster",
+        minimum=0,
+    ),
     vae_waveform=Knob(0.0, "Weight of the mean absolute difference of samples", minimum=0),
     vae_kl=Knob(1e-4, "Weight of the latents' divergence from a normal law", minimum=0),
     vae_adversarial=Knob(0.0, "Weight of a discriminator's judgement; 0: no discriminator", minimum=0),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from songbloom.audio.spectral import STFT
+from songbloom.audio.spectral import LOG_FLOOR, STFT
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
 
@@ -30,6 +30,7 @@ class VAEConfig:
         vae_spectral: weight of the spectral loss.
         vae_spectral_n_fft: its transforms' sizes; hops are a quarter of them.
         vae_perceptual: whether it weighs frequencies by how loud the ear finds them.
+        vae_spectral_floor: added to magnitudes before the spectral loss takes their logarithm.
         vae_waveform: weight of the mean absolute difference of samples.
         vae_kl: weight of the latents' divergence from a normal law.
         vae_adversarial: weight of the discriminator's judgement; 0 builds no discriminator.
@@ -56,6 +57,7 @@ class VAEConfig:
     vae_spectral: float = 1.0
     vae_spectral_n_fft: tuple[int, ...] = (2048, 1024, 512, 256, 128, 64, 32)
     vae_perceptual: bool = True
+    vae_spectral_floor: float = LOG_FLOOR
     vae_waveform: float = 0.0
     vae_kl: float = 1e-4
     vae_adversarial: float = 0.0
@@ -79,6 +81,8 @@ class VAEConfig:
         for name in ("sr", "vae_channels", "vae_width", "vae_latent_dim", "vae_discriminator_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.vae_spectral_floor <= 0:
+            raise UserError(f"vae_spectral_floor is {self.vae_spectral_floor:g}: it must be above 0")
         if any(size < 4 for size in (*self.vae_spectral_n_fft, *self.vae_discriminator_n_fft)):
             raise UserError(
                 "vae_spectral_n_fft and vae_discriminator_n_fft: every transform needs a size of at least 4"

@@ -57,7 +57,13 @@ def a_weighting(n_fft: int, sample_rate: int, device: torch.device | None = None
 
 
 def spectral_losses(
-    target: Tensor, output: Tensor, *, transforms: Sequence[spectral.STFT], sample_rate: int, perceptual: bool
+    target: Tensor,
+    output: Tensor,
+    *,
+    transforms: Sequence[spectral.STFT],
+    sample_rate: int,
+    perceptual: bool,
+    floor: float = spectral.LOG_FLOOR,
 ) -> Tensor:
     """Spectral convergence plus mean difference of log magnitudes, averaged over the transforms and the batch.
 
@@ -70,6 +76,8 @@ def spectral_losses(
         transforms: sizes to compare at.
         sample_rate: Hz.
         perceptual: weigh frequencies by :func:`a_weighting`.
+        floor: added to magnitudes before their logarithm. What lies below hardly counts; with a low one the quietest
+            places, where a small difference is a large ratio, have the steepest gradients of all.
 
     Returns:
         one number for each of :func:`stereo_views`, ``[V]``.
@@ -91,7 +99,6 @@ def spectral_losses(
         window = torch.hann_window(stft.window_size, device=output.device)
         quiet = SILENCE * (reference.shape[1] * window.square().sum() * weights.square().sum()).sqrt()
         norm, distance = _norm(reference), _norm(reference - magnitude)
-        floor = spectral.LOG_FLOOR
         logarithms = ((reference + floor).log() - (magnitude + floor).log()).abs().flatten(1).mean(dim=1)
         total = total + (distance / norm.clamp_min(quiet) + logarithms).view(shape).mean(dim=0)
     return total / len(transforms)

@@ -364,7 +364,12 @@ class VAE(nn.Module):
         kl = losses.kl_divergence(*posterior)
         with torch.set_grad_enabled(bool(config.vae_spectral) and torch.is_grad_enabled()):
             views = losses.spectral_losses(
-                target, output, transforms=config.transforms, sample_rate=config.sr, perceptual=config.vae_perceptual
+                target,
+                output,
+                transforms=config.transforms,
+                sample_rate=config.sr,
+                perceptual=config.vae_perceptual,
+                floor=config.vae_spectral_floor,
             )
         spectral = views.mean()
         loss = config.vae_spectral * spectral + config.vae_waveform * waveform + config.vae_kl * kl

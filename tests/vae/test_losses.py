@@ -48,6 +48,19 @@ def test_the_spectral_loss_of_a_quieter_copy() -> None:
     assert torch.allclose(got, torch.full((4,), 0.5 + math.log(2)), atol=5e-3)
 
 
+def test_what_is_quieter_than_the_floor_hardly_counts() -> None:
+    target = sound(1, 400, 1)
+
+    def loss(quiet: float, floor: float) -> float:
+        """Of twice as loud an output, where the target is multiplied by ``quiet``."""
+        settings = {"transforms": TRANSFORMS, "sample_rate": 8000, "perceptual": False}
+        made = losses.spectral_losses(quiet * target, 2 * quiet * target, **settings, floor=floor)
+        return float(made)
+
+    assert loss(1e-3, 1e-6) > math.log(2) > 0.4 > loss(1e-3, 1.0)  # ln 2 of a ratio of two, or nearly nothing
+    assert loss(100.0, 1e-6) == pytest.approx(loss(100.0, 0.1), rel=0.02)
+
+
 @pytest.mark.parametrize("perceptual", [False, True])
 def test_the_spectral_loss_is_zero_for_the_same_and_pulls_towards_it(perceptual: bool) -> None:
     target = sound(2, 400, 2)

@@ -117,6 +117,12 @@ def _parser() -> _Parser:
     )
     option("workers", type=int, default=1, metavar="N", help="processes; 0: one a CPU core (default 1)")
     option("bits", type=int, default=16, choices=(16, 24), help="bits a sample of the flac files (default 16)")
+    option(
+        "audio_type",
+        default="mix",
+        choices=("mix", "vocals"),
+        help="what the list's audio_path names: the mix, or the singer alone; both are written (default mix)",
+    )
     return parser
 
 
@@ -232,8 +238,8 @@ def _remove_partial(output_dir: Path) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _line_of(about: dict[str, Any], index: int) -> dict[str, Any]:
-    """A song's object in ``songs.jsonl``; paths are relative to that file."""
+def _line_of(about: dict[str, Any], index: int, audio_type: str) -> dict[str, Any]:
+    """A song's object in ``songs.jsonl``, whose sound is ``audio_type``; paths are relative to that file."""
     folder = Path("songs") / f"{index:05d}"
     same = (
         "artist",
@@ -250,7 +256,7 @@ def _line_of(about: dict[str, Any], index: int) -> dict[str, Any]:
         "voice",
     )
     return {
-        "audio_path": str(folder / "mix.flac"),
+        "audio_path": str(folder / f"{audio_type}.flac"),
         "idx": index,
         **{name: about[name] for name in same},
         "licence": about["voice_licence"],
@@ -275,10 +281,12 @@ def _packages() -> dict[str, str]:
     return versions
 
 
-def _write_lists(output_dir: Path, recipe: Recipe, done: list[int], failed: dict[int, str]) -> list[dict[str, Any]]:
+def _write_lists(
+    output_dir: Path, recipe: Recipe, done: list[int], failed: dict[int, str], audio_type: str
+) -> list[dict[str, Any]]:
     """Write ``songs.jsonl`` and ``manifest.json`` from the songs on disk; returns what their ``song.json`` say."""
     songs = [json.loads((folder_of(output_dir, i) / "song.json").read_text(encoding="utf-8")) for i in done]
-    rows = (json.dumps(_line_of(about, about["idx"]), ensure_ascii=False) + "\n" for about in songs)
+    rows = (json.dumps(_line_of(about, about["idx"], audio_type), ensure_ascii=False) + "\n" for about in songs)
     write_text(output_dir / "songs.jsonl", "".join(rows))
     voices = {about["voice"] for about in songs}
     manifest = {
@@ -340,7 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
                     failed[result[0]] = result[2]
                 print(f"[{number}/{len(missing)}] {_report(output_dir, *result)}", flush=True)
         took = time.perf_counter() - begin
-        songs = _write_lists(output_dir, recipe, [i for i in range(options.songs) if i not in failed], failed)
+        done = [i for i in range(options.songs) if i not in failed]
+        songs = _write_lists(output_dir, recipe, done, failed, options.audio_type)
     new = [about for about in songs if about["idx"] in missing]
     redrawn = Counter(redraw["reason"] for about in new for redraw in about["redraws"])
     reasons = f" ({', '.join(f'{n} {reason}' for reason, n in sorted(redrawn.items()))})" if redrawn else ""

@@ -43,6 +43,16 @@ def bytes_of(corpus: Path) -> dict[str, bytes]:
     }
 
 
+def test_the_list_can_name_the_singer_alone(corpus: Path, tmp_path: Path):
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    for what in ("vocals", "mix"):
+        done = run_command("--output_dir", copy, *SMALL, f"--audio_type={what}")
+        assert done.returncode == 0, done.stderr
+        assert [Path(line["audio_path"]).name for line in lines_of(copy)] == [f"{what}.flac"] * 3
+    assert bytes_of(copy) == bytes_of(corpus)  # no song was made anew
+
+
 def test_every_song_is_described_and_its_files_exist(corpus: Path):
     lines = lines_of(corpus)
     assert [line["idx"] for line in lines] == [0, 1, 2]
