@@ -143,11 +143,12 @@ def measure_path(
     draw(2)
     room = (model.n_ctx - position - 2) // (told["repeats"] + 1)
     steps = max(1, min(room, 4 if told["quick"] else int(told["seconds"] / max(draw(1), 1e-5))))
+    size = bytes_per_step(model, given, position)
+    part, read = buffer[: max(size // 4, 1 << 16)], machine.reader()[1]  # as much as a step reads, where there is that
     taken, reads = [], []
     for _ in range(told["repeats"]):
         taken.append(draw(steps) / steps)
-        reads.append(buffer.nbytes / min(machine.seconds(buffer.sum, 2, warmup=0)))
-    size = bytes_per_step(model, given, position)
+        reads.append(part.nbytes / min(machine.seconds(lambda: read(part), 2, warmup=0)))
     shares = [size / seconds / read for seconds, read in zip(taken, reads, strict=True)]
     return {
         "tokens_per_second": round(n / statistics.median(taken), 1),
@@ -177,7 +178,7 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--{key}: {strange[0]!r} is not one of {', '.join(known)}")
     buffer = torch.ones((8 if told["quick"] else 256) << 18)
     result = machine.facts()
-    result["config"] = {**told, "quick": told["quick"]}
+    result["config"] = {**told, "quick": told["quick"], "read_by": machine.reader()[0]}
     result["shapes"] = {}
     for name in names:
         shape = SHAPES[name]

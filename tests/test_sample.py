@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,19 @@ def test_loading_a_prior_needs_no_other_rank(workplace: Path, tmp_path: Path, mo
         job = sample_program.prepare(request.command_line(words, ["tiny"]))
         monkeypatch.setattr(fetch, "gather_objects", None)
         assert job.load_prior(1).level == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot share them")
+def test_ranks_of_a_machine_share_the_weights_that_they_convert(workplace: Path) -> None:
+    options = (SECONDS, "--n_samples=2", "--precision=bf16", "--hop_fraction=.5,.25", "--max_batch_size=1")
+    done(sample(workplace, "--name=alone", "--cache_dir=own", *options))
+    done(sample(workplace, "--name=together", "--cache_dir=shared", *options, ranks=2))
+    assert not (workplace / "own" / "converted").exists()
+    assert len(list((workplace / "shared" / "converted").glob("*.safetensors"))) == 2  # one a level
+    for level in (0, 1):
+        for own, shared in zip(*(codes(workplace / name, level) for name in ("alone", "together")), strict=True):
+            assert torch.equal(own, shared)
 
 
 def test_what_cannot_be_built_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

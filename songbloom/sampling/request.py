@@ -192,7 +192,13 @@ def beginning(
     if options.mode == "primed":
         length = sample_length(options, vqvae, None)
         paths = [part.strip() for part in options.audio_file.split(",") if part.strip()]
-        return length, prompts.codes_from_audio(paths, options.n_samples or len(paths), vqvae, seconds, length)
+        codes = prompts.codes_from_audio(paths, options.n_samples or len(paths), vqvae, seconds, length)
+        if codes[-1].shape[1] * vqvae.hop_lengths[-1] >= length:
+            say(
+                "note: the sound fills the whole item, so nothing is written after it; give "
+                "--prompt_length_in_seconds, or a longer --sample_length_in_seconds"
+            )
+        return length, codes
     origin = origin or open_origin(options, vqvae, min(levels))
     assert origin is not None  # the command line was checked
     loaded = origin.codes

@@ -144,7 +144,9 @@ def _weights_among_objects(path: Path, mmap: bool) -> Stored | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:120]
+    """What an error says, for people; its kind where it says nothing in words."""
+    lines = (line for line in str(error).splitlines() if any(map(str.isalpha, line)))
+    return next(lines, f"{type(error).__name__} while it was read")[:120]
 
 
 def _verify(path: Path) -> None:

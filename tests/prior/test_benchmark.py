@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from songbloom.transformer.native import loader
-
 from tests import programs
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from songbloom.distributed import World
 from songbloom.errors import UserError
 from songbloom.published import fetch as downloads
 from songbloom.published.fetch import REMOTE_PREFIX, fetch
@@ -312,3 +313,25 @@ class TestTogether:
         failed = ranks("missing")
         assert failed.returncode == 2
         assert (failed.stdout + failed.stderr).count("download failed (Not Found)") == 1
+
+
+def test_one_rank_of_a_host_looks_files_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, seen = [tmp_path / name for name in ("a.tar", "b.tar")], []
+    for path in paths:
+        path.write_bytes(b"x")
+    downloads.check_together(paths, seen.append)
+    downloads.check_together(paths, seen.append)
+    assert seen == paths and all(map(downloads.was_checked, paths))
+    paths[1].write_bytes(b"xy")
+    monkeypatch.setattr(downloads, "world", lambda: World(rank=1, size=1, local_rank=1, local_size=2))
+    downloads.check_together(paths, seen.append)  # another rank has looked
+    assert seen == paths and downloads.was_checked(paths[1])
+    monkeypatch.undo()
+    paths[0].write_bytes(b"xyz")
+
+    def damaged(path: Path) -> None:
+        raise UserError(f"{path}: damaged")
+
+    with pytest.raises(UserError, match=r"a\.tar: damaged"):
+        downloads.check_together(paths, damaged)
+    assert not downloads.was_checked(paths[0])

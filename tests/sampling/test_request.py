@@ -111,7 +111,7 @@ def test_levels_to_write(line: str, expected: list[int]) -> None:
         ("--levels_to_sample=0", 2, "leaves out the top level 1"),
         ("--levels_to_sample=0,2", 3, "leaves a gap"),
         ("--mode=upsample --codes_file=x", 1, "has one level only"),
-        ("--mode=upsample --codes_file=x --levels_to_sample=1", 2, "writes levels 0 to 0"),
+        ("--mode=upsample --codes_file=x --levels_to_sample=1", 2, "writes level 0 only"),
     ],
 )
 def test_levels_that_cannot_be_written(line: str, levels: int, words: str) -> None:
@@ -261,6 +261,14 @@ def test_sounds_of_any_kind_are_taken_in_turn(models, tmp_path: Path) -> None:
         request.beginning(options(line.replace("--n_samples=5", "--seeds=1,2,3")), models[0], [0])[1][0].shape[0] == 3
     )
     assert request.beginning(options(line.replace("--n_samples=5", "")), models[0], [0])[1][0].shape[0] == 2
+
+
+def test_a_sound_that_fills_the_item_is_told(models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 8000)
+    line = f"--mode=primed --audio_file={tmp_path}/a.wav --sample_length_in_seconds="
+    for seconds, told in (("1", True), (".9", True), ("1.1", False)):
+        request.beginning(options(line + seconds), models[0], [0, 1])
+        assert ("note: the sound fills the whole item" in capsys.readouterr().out) == told
 
 
 def test_digests(codes: list[torch.Tensor]) -> None:
