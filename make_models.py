@@ -276,6 +276,7 @@ def complete_songbloom(hps: Hyperparams) -> None:
         UserError: the weights are not there or cannot be read, or nothing says where the VAE is.
     """
     if hps.restore_prior:
+        hps.restore_prior = hub.file_of(hps.restore_prior, checkpoint.LATEST)
         local = fetch(hps.restore_prior)
         content = open_weights(local, verify=False).content
         given = [key for key, source in hps.sources.items() if source == COMMAND_LINE]

@@ -13,6 +13,7 @@ import torch
 
 import make_models
 import sample as sample_program
+from hparams import training_command
 from songbloom.errors import UserError
 from songbloom.lora.files import write_safetensors
 from songbloom.lyrics.vocabulary import vocabulary
@@ -114,6 +115,13 @@ def test_sizes_come_with_the_weights(here: Path) -> None:
     for weights in ("whole", "fork"):
         _, prior = make_models.make_songbloom("tiny_songbloom", checkpoints={"tiny_songbloom": weights})
         assert prior.config.lyric_tokens == 20
+
+
+def test_training_begins_with_what_is_in_a_folder(here: Path) -> None:
+    words = ["--hps=tiny_songbloom", "--name=x", "--prior", "--train", "--data_jsonl=x.jsonl", "--restore_prior=whole"]
+    hps = training_command([*words, "--restore_vae="]).hps
+    make_models.complete_songbloom(hps)
+    assert hps.restore_prior == hps.restore_vae == "whole/song.pt" and hps.lyric_tokens == 20
 
 
 def test_a_download_brings_its_settings(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
