@@ -6,6 +6,7 @@ Sizes are small here: more threads would only wait for each other, for minutes w
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Before anything loads torch; the programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,23 +23,37 @@ settings.load_profile("same")
 TOGETHER = ("tests/data/prepare", "tests/evaluation")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Workers take groups in the order of :func:`pytest_collection_modifyitems`, not those of most tests first."""
-    if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False
+def group_of(nodeid: str) -> str:
+    """What a test goes with: its file, or its folder."""
+    path = nodeid.partition("::")[0]
+    return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` a file's tests go to one worker, which makes what they share once; slow files first."""
+    """Files with most slow tests first, so that no worker is left alone with one at the end."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        path = item.nodeid.partition("::")[0]
-        group = next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups.setdefault(group, []).append(item)
+        groups.setdefault(group_of(item.nodeid), []).append(item)
 
     def slow(group: str) -> int:
         return sum(item.get_closest_marker("slow") is not None for item in groups[group])
 
     items[:] = [item for group in sorted(groups, key=slow, reverse=True) for item in groups[group]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadgroup`` a group goes to one worker, which makes what its tests share once, not every worker.
+
+    Marks of pytest-xdist 3.8 make no groups under pytest 9.2, which keeps the names of tests elsewhere.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order above, not most tests first
+    return Groups(config, log)
