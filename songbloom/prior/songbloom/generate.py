@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from songbloom.errors import UserError
 from songbloom.prior.config import dtype_of
 from songbloom.prior.filters import filter_logits
+from songbloom.prior.songbloom import graphs, native, steps
 from songbloom.prior.songbloom.conditioners import Conditions
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.draws import Draws, Generators, RandomDraws
 from songbloom.prior.songbloom.layers import can_step_fast
 from songbloom.prior.songbloom.samplers import integrate
 from songbloom.prior.songbloom.settings import GenerationSettings
-from songbloom.prior.songbloom.steps import DiffusionSteps
 
 if TYPE_CHECKING:
     from songbloom.prior.songbloom.llama import Prefix
@@ -121,22 +121,44 @@ class _Latents:
     def __init__(self, prior: SongBloomPrior, settings: GenerationSettings, *, fast: bool = True) -> None:
         self.prior, self.settings, self.fast = prior, settings, fast
         self.embedded: dict[float, Tensor] = {}
-        self.steps: DiffusionSteps | None = None
+        self.steps: native.NativeDiffusion | steps.DiffusionSteps | None = None
+        self.recorded: dict[tuple[int, ...], graphs.Recorded] = {}  # of each shape of what is known
 
-    def begun(self, known: Tensor) -> DiffusionSteps | None:
-        """The fast steps of a patch, where they can be."""
-        if not self.fast or not can_step_fast(known):
+    def begun(self, known: Tensor) -> native.NativeDiffusion | steps.DiffusionSteps | None:
+        """The fastest steps of a patch on a CPU, where there are such."""
+        if not self.fast:
             return None
         if self.steps is None:
-            self.steps = DiffusionSteps(self.prior.diffusion)
+            if native.available(known):
+                self.steps = native.NativeDiffusion(self.prior.diffusion, copied_bytes=steps.COPIED_BYTES)
+            elif can_step_fast(known):
+                self.steps = steps.DiffusionSteps(self.prior.diffusion)
+            else:
+                return None
         self.steps.begin(known)
         return self.steps
+
+    def plain(self, known: Tensor) -> Callable[..., Tensor]:
+        """The transformer's own step, on a GPU recorded."""
+        if not self.fast or not graphs.here(known.device):
+            return self.prior.diffusion.velocity
+        if tuple(known.shape) not in self.recorded:
+            self.recorded = {tuple(known.shape): graphs.velocities(self.prior.diffusion, known.device)}
+        return self.recorded[tuple(known.shape)]
 
     def time(self, t: Tensor, device: torch.device) -> Tensor:
         """``[1, W]``."""
         if float(t) not in self.embedded:
             self.embedded[float(t)] = self.prior.diffusion.time(t.to(device)[None])
         return self.embedded[float(t)]
+
+    def known(self, hidden: Tensor, sketch: Tensor, previous: Tensor) -> Tensor:
+        """What does not change over the steps, on a CPU a song at a time: rounding knows nothing of the others."""
+        known = self.prior.diffusion.known
+        if hidden.device.type != "cpu":
+            return known(hidden, sketch, previous)
+        songs = zip(hidden.split(1), sketch.split(1), previous.split(1), strict=True)
+        return torch.cat([known(*song) for song in songs])
 
     def draw(self, hidden: Tensor, tokens: Tensor, previous: Tensor, noise: Tensor) -> Tensor:
         """One patch's latents ``[n, patch_size, latent_width]``.
@@ -147,26 +169,26 @@ class _Latents:
             previous, noise: ``[n, patch_size, latent_width]``.
         """
         prior, settings, n = self.prior, self.settings, len(tokens)
-        diffusion, coefficient = prior.diffusion, settings.cfg_diffusion
+        coefficient = settings.cfg_diffusion
         how = "none" if coefficient == 1 else settings.dit_cfg_type
         sketch = prior.sketch_embedding(tokens).to(hidden.dtype)
         if how == "none":
-            known = diffusion.known(hidden[:n], sketch, previous)
+            known = self.known(hidden[:n], sketch, previous)
         elif how == "global":
-            known = diffusion.known(hidden, sketch.repeat(2, 1, 1), previous.repeat(2, 1, 1))
+            known = self.known(hidden, sketch.repeat(2, 1, 1), previous.repeat(2, 1, 1))
             noise = noise.repeat(2, 1, 1)
         else:
-            given = diffusion.known(hidden[:n], sketch, previous)
-            blind = diffusion.known(torch.zeros_like(hidden[:n]), torch.zeros_like(sketch), previous)
+            given = self.known(hidden[:n], sketch, previous)
+            blind = self.known(torch.zeros_like(hidden[:n]), torch.zeros_like(sketch), previous)
             known = torch.cat([given, blind])
-        steps = self.begun(known)
+        begun = self.begun(known)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             x = x.repeat(2, 1, 1) if how == "h" else x
-            if steps is not None:
-                v = steps.velocity(x, t)
+            if begun is not None:
+                v = begun.velocity(x, t)
             else:
-                v = diffusion.velocity(x, self.time(t, x.device).expand(len(x), -1), known)
+                v = self.plain(known)(x, self.time(t, x.device).expand(len(x), -1), known)
             return guide_halves(v, coefficient) if how == "h" else v
 
         latents = integrate(
@@ -222,11 +244,28 @@ class _Run:
         begins = conditions.prefix().to(dtype) if prefixes is None else prefixes
         capacity = 1 + (size + 1) * max(self.patches, self.first)
         self.cache = prior.language_model.begin(begins, rows, capacity)
+        self.recorded = graphs.LanguageSteps(prior.language_model, self.cache)
+        self.native: native.NativeLanguage | None = None
+        self.classifier: Callable[[Tensor], Tensor] = prior.classifier
+        self.encoder: Callable[[Tensor], Tensor] = prior.patch_encoder
+        if fast and native.available(self.cache.keys):
+            self.native = native.NativeLanguage(prior.language_model, self.cache)
+            self.classifier = native.NativeMaps(prior.classifier.hidden, prior.classifier.output)
+            encoder = native.NativeMaps(prior.patch_encoder.hidden, prior.patch_encoder.output)
+            self.encoder = lambda latents: encoder(latents.flatten(1)).to(dtype)
         self.next_input = self.doubled(prior.sequence(tokens, latents, dtype=dtype))
 
     def doubled(self, x: Tensor) -> Tensor:
         """One row a song → the rows of the language model."""
         return torch.cat([x, x]) if self.guided else x
+
+    def step(self, x: Tensor) -> Tensor:
+        """The language model's next positions ``[rows, m, W]``; single ones natively, or on a GPU recorded."""
+        if x.shape[1] == 1 and self.native is not None:
+            return self.native.step(x)
+        if x.shape[1] == 1 and self.fast and graphs.here(x.device):
+            return self.recorded(x)
+        return self.prior.language_model.step(x, self.cache, fast=self.fast)
 
     def keep(self, kept: list[int]) -> None:
         """Only these of the songs that go on go on."""
@@ -244,7 +283,7 @@ class _Run:
     def choose(self, hidden: Tensor, patch: int, place: int) -> Tensor:
         """One token a song from the language model's vectors ``[rows, W]``."""
         settings, compatibility, eos = self.settings, self.settings.compatibility, self.config.eos
-        logits = self.prior.classifier(hidden)
+        logits = self.classifier(hidden)
         if self.trace is not None:
             self.trace.logits.append(torch.stack(logits.chunk(2)))
         if self.guided:
@@ -268,10 +307,10 @@ class _Run:
 
         Songs that end here leave; n is the number of those that go on and may be 0.
         """
-        model, size, start = self.prior.language_model, self.config.patch_size, self.past.shape[1]
+        size, start = self.config.patch_size, self.past.shape[1]
         x = self.next_input
         for place in range(size):
-            hidden = model.step(x, self.cache, fast=self.fast)[:, -1]
+            hidden = self.step(x)[:, -1]
             token = self.choose(hidden, patch, place)
             self.past = torch.cat([self.past, token[:, None]], dim=1)
             if place == 0 and not self.settings.compatibility.eos_inside_patch:
@@ -285,7 +324,7 @@ class _Run:
             if not self.items:
                 return self.past[:, start:], hidden[:0]
             x = self.doubled(self.embed(self.past[:, -1:]))
-        return self.past[:, start:], model.step(x, self.cache, fast=self.fast)[:, -1]
+        return self.past[:, start:], self.step(x)[:, -1]
 
     def read_sketch(self, patch: int, sketch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The same with tokens that are there already: all of a patch in one step."""
@@ -297,7 +336,7 @@ class _Run:
         tokens = tokens.to(self.past.device)
         self.past = torch.cat([self.past, tokens], dim=1)
         x = torch.cat([self.next_input, self.doubled(self.embed(tokens))], dim=1)
-        return tokens, self.prior.language_model.step(x, self.cache, fast=self.fast)[:, -1]
+        return tokens, self.step(x)[:, -1]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """``[n, m]`` → ``[n, m, W]`` in what the transformers compute in."""
@@ -318,7 +357,7 @@ class _Run:
             noise = self.draws.noise(shape, self.items).to(hidden.device)
             latents = latents_of.draw(hidden, tokens, self.previous, noise)
             self.previous = latents
-            self.next_input = self.doubled(self.prior.patch_encoder(latents.to(self.dtype))[:, None])
+            self.next_input = self.doubled(self.encoder(latents.to(self.dtype))[:, None])
             yield Patch(index, tuple(self.items), tokens, latents)
 
 

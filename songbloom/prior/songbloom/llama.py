@@ -94,7 +94,8 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(LanguageModelLayer(config) for _ in range(config.prior_depth))
         self.norm = RMSNorm(config.prior_width)
 
-    def _layers(self) -> Iterator[LanguageModelLayer]:
+    def language_layers(self) -> Iterator[LanguageModelLayer]:
+        """The layers, first to last."""
         for layer in self.layers:
             assert isinstance(layer, LanguageModelLayer)
             yield layer
@@ -106,7 +107,7 @@ class LanguageModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All positions at once, each seeing itself and those before it: ``[N, T, W]`` → ``[N, T, W]``."""
         table = self.positions(0, x.shape[1], x.device)
-        for layer in self._layers():
+        for layer in self.language_layers():
             if self.config.c_res and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, table, use_reentrant=False)[0]
             else:
@@ -117,7 +118,7 @@ class LanguageModel(nn.Module):
         """The attention of some (layer, head) pairs over the whole sequence: ``[len(wanted), N, T, T]``, float32."""
         table, found = self.positions(0, x.shape[1], x.device), {}
         after = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.language_layers()):
             for head in {head for at, head in wanted if at == index}:
                 query, key, _ = layer.queries_keys_values(x, table)
                 scores = query[:, head].float() @ key[:, head].float().transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -133,15 +134,18 @@ class LanguageModel(nn.Module):
         """
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
         fast = fast and can_step_fast(prefix)
-        joint = joint_rotation(table)
-        keys, values = [], []
-        for index, layer in enumerate(self._layers()):
+        joint, keys, values = joint_rotation(table), [], []
+        # Zeros, the beginning of all songs without a style prompt, stay zeros in every layer: nothing has a bias.
+        zeros = int((prefix != 0).any(-1).byte().argmax()) if fast else 0
+        x, joint = x[:, zeros:], joint[:, zeros:]
+        for index, layer in enumerate(self.language_layers()):
             if fast:
-                query, key, value = layer.queries_keys_values_fast(x, joint)
+                parts = layer.queries_keys_values_fast(x, joint)
+                query, key, value = (F.pad(part, (0, 0, zeros, 0)) for part in parts) if zeros else parts
             else:
                 query, key, value = layer.queries_keys_values(x, table)
             if index + 1 < self.config.prior_depth:  # nobody asks for the output of the last layer
-                attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+                attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)[:, :, zeros:]
                 x = layer.finish_fast(x, attended) if fast else layer.finish(x, attended)
             # Steps read keys channel by channel and values position by position; copies let the projection go.
             keys.append(key[0].transpose(-1, -2).contiguous().transpose(-1, -2))
@@ -160,7 +164,7 @@ class LanguageModel(nn.Module):
         values: list[Sequence[Tensor]] = []
         if isinstance(prefix, Tensor):
             table, x = self.positions(0, prefix.shape[1], prefix.device), prefix
-            for layer in self._layers():
+            for layer in self.language_layers():
                 x, key, value = layer(x, table)
                 keys.append(list(key))
                 values.append(list(value))
@@ -185,7 +189,7 @@ class LanguageModel(nn.Module):
             start, stop = cache.length, cache.length + part.shape[1]
             table = cache.table[:, start:stop]
             joint = cache.joint[:, start:stop]
-            for index, layer in enumerate(self._layers()):
+            for index, layer in enumerate(self.language_layers()):
                 if fast:
                     query, key, value = layer.queries_keys_values_fast(part, joint)
                     part = layer.finish_fast(part, cache.attend(index, query, key, value))
@@ -255,11 +259,21 @@ class Cache:
         if m > 1:
             after = torch.ones(m, stop, dtype=torch.bool, device=query.device).triu(start + 1)
             own = own.masked_fill(after, float("-inf"))
+        return self.weighed(layer, query, own, self.values[layer, :, :, :stop])
+
+    def weighed(self, layer: int, query: Tensor, own: Tensor, values: Tensor) -> Tensor:
+        """What queries see in the prefix and in the song.
+
+        Args:
+            query: ``[rows, heads, m, D]``, turned and scaled.
+            own: ``[rows, heads, m, T]``, scores of the song's positions, -inf where nothing may be seen.
+            values: ``[rows, heads, T, D]`` of these positions.
+        """
         scores = torch.cat([self._of_prefix(query, self.prefix_keys[layer], turned=True), own], dim=-1)
         weights = scores.float().softmax(-1).to(query.dtype)
-        prefix = scores.shape[-1] - stop
+        prefix = scores.shape[-1] - own.shape[-1]
         seen = self._of_prefix(weights[..., :prefix], self.prefix_values[layer], turned=False)
-        return seen + weights[..., prefix:] @ self.values[layer, :, :, :stop]
+        return seen + weights[..., prefix:] @ values
 
     def _of_prefix(self, x: Tensor, prefix: Sequence[Tensor], *, turned: bool) -> Tensor:
         """``x [rows, heads, m, A]`` times its row's part of ``prefix [heads, B, C]``, one product a condition."""

@@ -1,4 +1,4 @@
-"""Building and loading the C++ step: once a machine, into a cache folder, by torch's extension builder.
+"""Building and loading the C++ steps: once a machine, into a cache folder, by torch's extension builder.
 
 The library's name is a digest of its source, the compiler's options and the processor's features, so neither a newer
 source nor another machine with the same home folder ever meets a library that was not built for it.
@@ -17,13 +17,36 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from songbloom.distributed import world
 
-SOURCE = Path(__file__).with_name("step.cpp")
-HEADER = Path(__file__).with_name("lanes.h")
+FOLDER = Path(__file__).parent
+# Each library's functions, with what they take and give; its source is the .cpp of its name.
+_ADDRESS, _LONG = ctypes.c_void_p, ctypes.c_int64
+FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
+    "step": {
+        "songbloom_step": ([_ADDRESS], None),
+        "songbloom_step_scratch": ([_ADDRESS], _LONG),
+        "songbloom_step_sizes": ([], _LONG),
+    },
+    "song": {
+        "song_sizes": ([ctypes.c_int], _LONG),
+        "song_large_pages": ([_ADDRESS, _LONG], None),
+        "song_panels_size": ([_ADDRESS], _LONG),
+        "song_lay_panels": ([_ADDRESS, _ADDRESS], None),
+        "song_diffusion_scratch": ([_ADDRESS], _LONG),
+        "song_diffusion_kept": ([_ADDRESS], _LONG),
+        "song_diffusion_begin": ([_ADDRESS], None),
+        "song_diffusion_velocity": ([_ADDRESS], None),
+        "song_language_scratch": ([_ADDRESS], _LONG),
+        "song_language_step": ([_ADDRESS], None),
+        "song_maps_scratch": ([_ADDRESS], _LONG),
+        "song_map": ([_ADDRESS], None),
+    },
+}
 # No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
 
@@ -58,17 +81,16 @@ def cpu_features() -> str:
     return platform.processor() or platform.machine()
 
 
-def library_name(flags: tuple[str, ...]) -> str:
-    """The name of the library that the source gives with these options on this machine."""
+def library_name(flags: tuple[str, ...], source: str = "step") -> str:
+    """The name of the library that a source gives with these options on this machine."""
     parts = (
-        SOURCE.read_text(),
-        HEADER.read_text(),
+        *(path.read_text() for path in (FOLDER / f"{source}.cpp", *sorted(FOLDER.glob("*.h")))),
         " ".join(flags),
         cpu_features(),
         platform.machine(),
         torch.__version__,
     )
-    return "step_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+    return f"{source}_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
 
 
 @contextlib.contextmanager
@@ -96,13 +118,13 @@ def _programs_of_this_python() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def build(flags: tuple[str, ...], folder: Path) -> Path:
-    """The library in ``folder``, built if it isn't there.
+def build(flags: tuple[str, ...], folder: Path, source: str = "step") -> Path:
+    """The library of a source in ``folder``, built if it isn't there.
 
     Raises:
         BuildError: there is no compiler or ninja, the folder cannot be written, or the compiler failed.
     """
-    name = library_name(flags)
+    name = library_name(flags, source)
     path = folder / f"{name}.so"
     if path.exists():
         return path
@@ -114,61 +136,60 @@ def build(flags: tuple[str, ...], folder: Path) -> Path:
                 if shutil.which(program) is None:
                     raise BuildError(f"{program} is not installed")
             if not path.exists():  # another process may have built it meanwhile
-                _compile(name, flags, path)
+                _compile(name, source, flags, path)
     except OSError as error:
         raise BuildError(f"{folder}: {error.strerror or error}") from error
     return path
 
 
-def _compile(name: str, flags: tuple[str, ...], path: Path) -> None:
+def _compile(name: str, source: str, flags: tuple[str, ...], path: Path) -> None:
     from torch.utils import cpp_extension  # takes a moment to import, and only building needs it
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}.building.") as work:
         try:
             # The name is the work folder's too: torch keeps its own table of what it has built, by name. OpenMP is
             # only compiled for, not linked: torch has loaded its own, and two of them would fight for the cores.
-            cpp_extension.load(
-                name, [str(SOURCE)], extra_cflags=list(flags), build_directory=work, is_python_module=False
-            )
+            sources = [str(FOLDER / f"{source}.cpp")]
+            cpp_extension.load(name, sources, extra_cflags=list(flags), build_directory=work, is_python_module=False)
         except (RuntimeError, OSError, ImportError) as error:
             lines = str(error).splitlines() or ["the compiler failed"]
             raise BuildError(next((line.strip() for line in lines if "error:" in line), lines[0])) from error
         (Path(work) / f"{name}.so").replace(path)
 
 
-def load(flags: tuple[str, ...] | None = None, folder: Path | None = None) -> ctypes.CDLL:
-    """The library, with the types of its functions.
+def load(flags: tuple[str, ...] | None = None, folder: Path | None = None, source: str = "step") -> ctypes.CDLL:
+    """A library, with the types of its functions.
 
     Args:
         flags: of the compiler; None: all that this machine has.
         folder: where it is kept; None: :func:`cache_folder`.
+        source: ``step`` (one position of a prior of the first family) or ``song`` (steps of the second).
 
     Raises:
         BuildError: there can be none.
     """
     flags = (*FLAGS, *thread_flags(), *machine_flags()) if flags is None else flags
-    path = build(flags, cache_folder() if folder is None else folder)
+    path = build(flags, cache_folder() if folder is None else folder, source)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded ({error}); delete it to have it built again") from error
-    pointer = ctypes.c_void_p
-    library.songbloom_step.argtypes, library.songbloom_step.restype = [pointer], None
-    library.songbloom_step_scratch.argtypes, library.songbloom_step_scratch.restype = [pointer], ctypes.c_int64
-    library.songbloom_step_sizes.argtypes, library.songbloom_step_sizes.restype = [], ctypes.c_int64
+    for name, (takes, gives) in FUNCTIONS[source].items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = takes, gives
     return library
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The library of this machine, or None where there can be none, which one line on rank 0's stderr says, once.
+def library(source: str = "step") -> ctypes.CDLL | None:
+    """A library of this machine, or None where there can be none, which one line on rank 0's stderr says, once.
 
     ``SONGBLOOM_NATIVE=0`` in the environment does without it, silently.
     """
     if os.environ.get("SONGBLOOM_NATIVE", "1") == "0":
         return None
     try:
-        return load()
+        return load(source=source)
     except BuildError as error:
         if world().is_main:
             print(f"note: no native decoding step, sampling is slower: {error}", file=sys.stderr)

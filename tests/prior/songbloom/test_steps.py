@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from songbloom.prior.songbloom import layers, steps
+from songbloom.prior.songbloom import layers, native, steps
 from songbloom.prior.songbloom.generate import generate
 from songbloom.prior.songbloom.layers import TiledMLP, can_step_fast
 from songbloom.prior.songbloom.steps import DiffusionSteps
 from songbloom.transformer.lora import LowRank, add_adapter
+from songbloom.transformer.native import loader
 from tests.prior.songbloom.tiny import SETTINGS, seeded, some_codes, some_conditions, tiny_prior, with_end
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -90,6 +91,7 @@ def test_the_language_model_reads_and_steps_as_the_plain_one(length, with_adapte
     model = (adapted(prior) if with_adapters else prior).language_model
     generator = torch.Generator().manual_seed(0)
     prefixes = [torch.randn(40, 64, generator=generator) for _ in range(2)]
+    prefixes[1][:25] = 0  # as without a style prompt
     outputs = []
     for fast in (True, False):
         read = [model.read(prefix, fast=fast) for prefix in prefixes]
@@ -103,9 +105,17 @@ def test_the_language_model_reads_and_steps_as_the_plain_one(length, with_adapte
             torch.testing.assert_close(a, b, **CLOSE)
 
 
+@pytest.fixture(params=["native", "torch"])
+def way(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(native, "available", lambda x: False)
+    elif loader.library("song") is None:
+        pytest.skip("the native steps cannot be built here")
+
+
 @pytest.mark.parametrize("guidance", ["none", "h", "global"])
 @pytest.mark.parametrize("time", ["prepend", "adaln"])
-def test_whole_songs_are_those_of_the_plain_path(time, guidance):
+def test_whole_songs_are_those_of_the_plain_path(time, guidance, way):
     prior = with_end(tiny_prior(time_conditioning=time), 3.0)
     settings = replace(SETTINGS, dit_cfg_type=guidance, cfg_diffusion=2.0, diffusion_temperature=0.6, steps=4)
     conditions, known = some_conditions(prior), some_codes(prior, 3, 3)
@@ -126,6 +136,7 @@ def test_fast_paths_are_taken_only_where_nobody_asks_for_gradients_and_in_float3
         assert can_step_fast(x) and not can_step_fast(x.bfloat16())
         assert not can_step_fast(torch.ones(2, 2, device="meta"))
     taken = []
+    monkeypatch.setattr(native, "available", lambda x: False)  # where it is: test_native.py
     begin = DiffusionSteps.begin
     monkeypatch.setattr(DiffusionSteps, "begin", lambda self, known: (taken.append(1), begin(self, known))[1])
     prior = tiny_prior()
