@@ -98,6 +98,9 @@ class Fusions:
     @classmethod
     def compiled(cls) -> Fusions:
         """By torch's compiler, which knows the device when they are called."""
+        # A kernel a shape and scale: levels, batches and windows of a run have more than torch allows by itself.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 64)
         return cls(torch.compile(add_norm, dynamic=False), torch.compile(biased_softmax, dynamic=False))
 
 

@@ -270,7 +270,13 @@ def test_chains_that_are_compiled_give_the_same_numbers(dtype: torch.dtype) -> N
         compiled.biased_softmax(torch.randn(2, 1, 8), torch.zeros(1, 1, 8), 1.0)
     except Exception as error:
         pytest.skip(f"torch has no compiler here: {str(error).splitlines()[0]}")
+    from torch._dynamo.utils import counters  # here: it takes seconds to read
+
     tried(compiled, CPU, dtype)
+    before = counters["stats"]["unique_graphs"]
+    for width in range(8, 8 + 12):  # as many shapes as a run may have: none is left uncompiled
+        compiled.biased_softmax(torch.randn(1, 1, width, dtype=dtype), torch.zeros(1, 1, width), 1.0)
+    assert counters["stats"]["unique_graphs"] >= before + 11
     with pytest.raises(ValueError, match="other numbers"):
         tried(Fusions(biased_softmax=lambda scores, bias, scale: scores), CPU, dtype)
 
