@@ -14,9 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("same", derandomize=True, deadline=None, database=None)
+# Drawing examples is slow where the machine is busy, which is no fault of theirs.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
 settings.load_profile("same")
 
 # Folders whose files share what takes long to make; elsewhere a file shares nothing with others.

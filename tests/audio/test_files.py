@@ -107,7 +107,12 @@ def test_mp3_without_a_length_is_counted(paths: dict[str, Path], originals: dict
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_any_stretch_is_the_slice_of_the_whole(
     kind: str, data: st.DataObject, paths: dict[str, Path], wholes: dict[str, np.ndarray]
@@ -566,7 +571,12 @@ def test_more_than_a_wav_file_can_hold_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(st.floats(-1.5, 1.5, width=32), min_size=1, max_size=50), st.sampled_from([8000, 22050, 44100]))
 def test_written_audio_comes_back_within_half_a_step(tmp_path: Path, values: list[float], rate: int) -> None:
     audio = np.asarray(values, np.float32)[:, None]

@@ -370,7 +370,9 @@ JSON_VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @example({"lyrics": "さ\ud800", "audio_path": "\ud800.wav", "prompt_wav": "a\udc80", "\ud800": 1, "idx": "\ud800"}, b"")
 @given(st.dictionaries(st.sampled_from((*FIELDS, *ALIASES, "odd")), JSON_VALUES, max_size=6), st.binary(max_size=12))
 def test_nothing_in_a_line_breaks_the_check(folder: Folder, record: dict[str, Any], noise: bytes):
