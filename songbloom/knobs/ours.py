@@ -78,8 +78,8 @@ VAE = group(
     vae_perceptual=Knob(True, "Weigh frequencies in the spectral loss as the ear does (A-weighting)"),
     vae_spectral_floor=Knob(
         1e-4,
-        "Added to magnitudes before the spectral loss takes their logarithm: what is quieter hardly counts. 0.05 lets "
-        "dry voices, which have true silence and deep valleys, be learned faster",
+        "Added to magnitudes before the spectral loss takes their logarithm: what is quieter hardly counts. A low "
+        "one lets true silence and the valleys between harmonics decide the steps",
         minimum=0,
     ),
     vae_waveform=Knob(0.0, "Weight of the mean absolute difference of samples", minimum=0),

@@ -9,10 +9,10 @@ import pytest
 
 from songbloom.data import check, combine, split_jsonl
 from songbloom.data.fields import ALIASES, FIELDS
-from songbloom.data.prepare import dummy, folder, jacappella, kiritan, pjs
+from songbloom.data.prepare import dummy, folder, jacappella, kiritan, lines, pjs
 
 DOCS = Path(__file__).parents[2] / "docs"
-MODULES = (check, combine, split_jsonl, dummy, folder, jacappella, kiritan, pjs)
+MODULES = (check, combine, split_jsonl, dummy, folder, jacappella, kiritan, lines, pjs)
 
 
 def options() -> set[str]:
