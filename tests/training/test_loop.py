@@ -20,14 +20,6 @@ from tests.training.runs import built, differences, latest, weight_difference, w
 PRIOR = {"prior": True, "attn_dropout": 0.1, "emb_dropout": 0.1, "iters_before_update": 2, "aug_shift": True}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_songs(tmp_path_factory.mktemp("songs"))
