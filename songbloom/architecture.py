@@ -98,14 +98,22 @@ def compare_architecture(saved: Mapping[str, Any], current: Mapping[str, Any], k
     """
     keys = dict.fromkeys(architecture_keys(kind, saved) + architecture_keys(kind, current))
     return [
-        f"{key} is {shown(with_tuples(saved[key]))} in the checkpoint, {shown(with_tuples(current[key]))} asked for"
+        f"{key} is {shown(_told(key, saved))} in the checkpoint, {shown(_told(key, current))} asked for"
         for key in keys
         if key in saved and key in current and _comparable(key, saved) != _comparable(key, current)
         if not (key in _DERIVED and _DERIVED[key] in (saved[key], current[key]))
     ]
 
 
+def _told(key: str, hps: Mapping[str, Any]) -> Any:
+    if key == "sketch_features" and not hps[key]:  # then a folder of MuQ's weights decides
+        return "muq" if hps.get("sketch_muq_path") else "builtin"
+    return with_tuples(hps[key])
+
+
 def _comparable(key: str, hps: Mapping[str, Any]) -> Any:
+    if key == "sketch_features":
+        return _told(key, hps)
     value = with_tuples(list(hps[key])) if isinstance(hps[key], tuple) else with_tuples(hps[key])
     if key == "hvqvae_multipliers" and value is None:
         return (1,) * int(hps.get("levels", 1))  # no multipliers and all ones are the same model

@@ -182,6 +182,8 @@ def test_another_shape_does_not_go_on(trained: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(trained)
     with pytest.raises(UserError, match="sketch_codes is 16 in the checkpoint, 20 asked for"):
         train.build(training_command([*RUN, *NETWORK, "--name=sketch", "--sketch_codes=20"]).hps)
+    with pytest.raises(UserError, match="sketch_features is 'builtin' in the checkpoint, 'muq' asked for"):
+        train.build(training_command([*RUN, *NETWORK, "--name=sketch", "--muq-model-id=muq"]).hps)
     with pytest.raises(UserError, match="recovers a sketch codebook"):
         training_command(["--hps=tiny_vqvae", "--name=x", "--recover_from=tiny_songbloom"])
 

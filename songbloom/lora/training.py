@@ -309,11 +309,13 @@ def adapt(
             "of that run, or another --name"
         )
     hps["lora_base"] = about["base"]
-    if hps.get("licences"):
-        about["licences"] = list(hps["licences"])
     start = None
     if hps["restore_lora"] and saved is None:
         start = read_any(hps["restore_lora"], float(hps["lora_alpha"]))
+    earlier = start.about if start is not None else (saved or {}).get("hps", {})
+    licences = list(dict.fromkeys([*(hps.get("licences") or ()), *(earlier.get("licences") or ())]))
+    if licences:
+        hps["licences"] = about["licences"] = licences  # of all that the adapters have learned from
     if start is not None and start.about.get("base", about["base"]) != about["base"]:
         raise UserError(f"{start.path}: was trained on other weights than {hps['restore_prior']}")
     if words is not None:

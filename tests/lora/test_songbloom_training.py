@@ -31,14 +31,14 @@ def built(*words: str) -> Trainer:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Songs, a codec and a base prior that knows the published symbols; it is the working directory."""
-    write_corpus(tmp_path)
+    write_corpus(tmp_path, licence="CC BY 4.0")
     write_codec(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert built(*RUN, "--prior", "--name=base", "--train_steps=1", "--lyrics_vocab=songbloom").run() == 0
     return tmp_path
 
 
-def test_new_symbols_and_adapters_are_all_that_is_trained(folder: Path) -> None:
+def test_new_symbols_and_adapters_are_all_that_is_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "logs/base" / checkpoint.LATEST).read_bytes()
     assert built(*LORA, "--name=whole", "--train_steps=4").run() == 0
     assert built(*LORA, "--name=parts", "--train_steps=2").run() == 0
@@ -52,6 +52,8 @@ def test_new_symbols_and_adapters_are_all_that_is_trained(folder: Path) -> None:
     assert names == {"lyrics.tokens.rows.ids", "lyrics.tokens.rows.values"}
     assert whole["model"]["lyrics.tokens.rows.ids"].tolist() == list(range(len(known), len(wanted)))
     adapter = files.read(folder / "logs/whole")
+    assert adapter.about["licences"] == whole["hps"]["licences"] == ["CC BY 4.0"]
+    assert "licences of what is learned from: CC BY 4.0 (4 songs)" in capsys.readouterr().out
     assert tuple(adapter.about["vocabulary"]) == wanted and adapter.about["known_rows"] == len(known)
     assert all(key.endswith((".q_proj", ".v_proj")) for key in adapter.entries)
     assert any(entry.B.any() for entry in adapter.entries.values())
