@@ -146,7 +146,7 @@ def _with_product(linear: FastLinear) -> PlainLinear | QuantizedLinear:
 class StaticStep:
     """:meth:`DecodingTransformer.extend` for one position, with the position in a tensor.
 
-    On a GPU a step of this size takes as long as its kernels are many: eleven a layer, of which five read weights or
+    On a GPU a step of this size takes as long as its kernels are many: eleven a layer, of which six read weights or
     caches. What depends on the position alone is looked up once and not layer by layer, and what goes from layer to
     layer stays float32, as in the native step.
 
