@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MODULES = ("train", "sample", "align", "evaluate", "tensorboardX")
 LARGEST_REQUEST = 1 << 17
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # before any test changes it
 
 
 def run(
@@ -66,9 +67,8 @@ def _server() -> socket.socket:
     """The way to this process's own server, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=environment)
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=ENVIRONMENT)
 
     def end() -> None:
         ours.close()

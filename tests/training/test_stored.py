@@ -203,10 +203,10 @@ def test_an_output_layer_of_its_own_is_noticed_in_a_stream_too(tmp_path: Path) -
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_memory_is_the_model_and_one_tensor(dtype: str, stream: bool, tmp_path: Path) -> None:
-    """As the system counts it, mapped pages included; 150 MB of weights in float32, 4 MB the largest tensor."""
+    """As the system counts it, mapped pages included; 100 MB of weights in float32, 4 MB the largest tensor."""
     path = tmp_path / "x.pth.tar"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loading", f"--file={path}", "--width=512", "--depth=48", f"--dtype={dtype}"]
+        [sys.executable, "-m", "benchmarks.loading", f"--file={path}", "--width=512", "--depth=32", f"--dtype={dtype}"]
         + (["--old"] if stream else []),
         cwd=ROOT,
         capture_output=True,
