@@ -182,15 +182,17 @@ HPARAMS_REGISTRY["small_vae"] = Hyperparams(
     bs=4,
     labels=False,
     vae_width=4,
-    vae_multipliers=(8, 24, 48, 64),
-    vae_strides=(8, 6, 8, 5),
-    vae_dilations=(1, 3),
+    vae_multipliers=(24, 64),  # few layers learn phases where many stay silent (docs/vae.md)
+    vae_strides=(48, 40),
+    vae_dilations=(1,),
     vae_spectral_n_fft=(2048, 512, 128),
-    vae_waveform=10.0,
+    vae_spectral_floor=0.05,
+    vae_waveform=30.0,
     vae_kl=1e-4,
     lr=0.001,
-    lr_warmup=10.0,
-    mu=0.98,  # some hundreds of steps are all there is: a longer average would still be near the start
+    lr_warmup=30.0,
+    beta2=0.99,  # gradients of spectra come in bursts
+    mu=0.99,  # some hundreds of steps are all there is: a longer average would still be near the start
     aug_shift=True,
 )
 
@@ -265,6 +267,7 @@ HPARAMS_REGISTRY["small_songbloom"] = Hyperparams(
         sample_iters=500,
         mu=0.999,
         weight_decay=0.01,
+        beta2=0.999,
         restore_vae="logs/small_vae/checkpoint_latest.pth.tar",
         restore_sketch="logs/small_sketch/sketch_codebook.pt",
     )
@@ -292,9 +295,7 @@ HPARAMS_REGISTRY["demo_sketch"] = Hyperparams(
     | Hyperparams(sketch_codes=256, sketch_start_rows=12800, sketch_decoder=64, bs=8, sample_length_in_seconds=4)
 )
 # The demo's: minutes on two CPU cores, after a VAE and a codebook that take minutes too. Segments of 7.7 s, 12 patches.
-HPARAMS_REGISTRY["demo_vae"] = Hyperparams(
-    HPARAMS_REGISTRY["small_vae"] | Hyperparams(vae_latent_dim=32, vae_multipliers=(8, 16, 32, 48))
-)
+HPARAMS_REGISTRY["demo_vae"] = Hyperparams(HPARAMS_REGISTRY["small_vae"] | Hyperparams(vae_latent_dim=32))
 HPARAMS_REGISTRY["demo_songbloom"] = Hyperparams(
     HPARAMS_REGISTRY["demo_vae"]
     | Hyperparams(
@@ -317,6 +318,7 @@ HPARAMS_REGISTRY["demo_songbloom"] = Hyperparams(
         lr_warmup=50.0,
         mu=0.99,
         bs=4,
+        beta2=0.999,
         restore_vae="logs/demo_vae/checkpoint_latest.pth.tar",
         restore_sketch="logs/demo_sketch/sketch_codebook.pt",
     )
