@@ -1,4 +1,6 @@
-"""The diffusion transformer's steps on a CPU, fast: the numbers of ``DiffusionTransformer.velocity``, to rounding.
+"""The diffusion transformer's steps on a CPU without a compiler: ``DiffusionTransformer.velocity``, to rounding.
+
+Where there is a compiler, ``native.py`` is faster.
 
 The same patch is looked at dozens of times, and only its latents and the time change between two looks. So whatever the
 first layer makes of the other positions (norm, queries, keys, values) is computed once a patch, and what it makes of

@@ -22,7 +22,8 @@ struct DiffusionLayer {
 struct Diffusion {
     const DiffusionLayer* layers;
     Matrix project_in, project_out;
-    int32_t depth, songs, positions, own, latent, width, heads, hidden, rotated, prepended, threads, unused;
+    int32_t depth, songs, positions, own, latent, width, heads, hidden, rotated, prepended, threads;
+    int32_t blind;          // songs from this one on have zeros for hidden vector and sketch, and their first layer's norm no shift
     const float* table;     // [2][positions][rotated]: cosines and sines of the rotary positions
     const float* known;     // [songs][positions - own - prepended][width]
     const float* time;      // [width], where it is prepended
@@ -103,6 +104,8 @@ class Look {
                 const bool own = t >= d.positions - d.own, time = d.prepended && t == 0;
                 all.push_back(row);
                 (own || time ? changing : constant).push_back(row);
+                const bool again = song >= d.blind && t > d.prepended && t <= d.prepended + d.own;
+                (again ? alike : distinct).push_back(row);
                 if (own) owned.push_back(row);
             }
     }
@@ -122,11 +125,12 @@ class Look {
             const bool last = l + 1 == d.depth;
             const bool kept = l == 0 && d.prepended;
             float* qkv = kept ? d.first : m.qkv;
-            const std::vector<int>& rows = kept ? changing : all;
-            project(layer, gates, rows, qkv, !last);
+            project(layer, gates, kept ? changing : (l == 1 ? distinct : all), qkv, !last);
+            if (l == 1) repeat(qkv, m.row3, 3 * width);
             if (last) queries(layer, gates, owned, qkv);
             attend(qkv, last ? d.own : d.positions);
-            finish(layer, gates, last ? owned : all);
+            finish(layer, gates, last ? owned : (l == 0 ? distinct : all));
+            if (l == 0 && !last) repeat(m.y, m.row, width);
         }
         leave();
     }
@@ -136,9 +140,21 @@ class Look {
     const DiffusionScratch& m;
     const int64_t width;
     float* room;  // this thread's own
-    std::vector<int> all, owned, changing, constant;
+    // Rows of all positions, the latents' own, those that change with the step and those that don't; and, as zeros ask for
+    // nothing in the first layer and all see the same, those that equal the blank one before them until the second layer's
+    // attention, which tells positions apart, and all others.
+    std::vector<int> all, owned, changing, constant, alike, distinct;
 
     float* y(int row) const { return m.y + row * m.row; }
+
+    // Rows that are alike get what the first of them has.
+    void repeat(float* rows, int64_t stride, int64_t size) {
+#pragma omp for
+        for (size_t i = 0; i < alike.size(); ++i) {
+            const int first = alike[i] / d.positions * d.positions + d.prepended;
+            std::memcpy(rows + alike[i] * stride, rows + first * stride, size * sizeof(float));
+        }
+    }
 
     void known_rows() {
         const int length = d.positions - d.own - d.prepended;
@@ -287,7 +303,14 @@ class Look {
                     for (int c = 0; c < columns; ++c) to[c] += made[c] * gate[first + c];
                 };
             };
-            times(layer.output, m.attended + begin * m.row, m.row, count, onto(gates ? gates + 2 * width : nullptr));
+            const float* attended = m.attended + begin * m.row;
+            if (&rows == &distinct && !alike.empty()) {
+#pragma omp for
+                for (size_t i = begin; i < end; ++i)
+                    std::memcpy(m.normed + (i - begin) * m.row, m.attended + rows[i] * m.row, width * sizeof(float));
+                attended = m.normed;
+            }
+            times(layer.output, attended, m.row, count, onto(gates ? gates + 2 * width : nullptr));
             norm(rows, begin, end, layer.mlp_norm_weight, layer.mlp_norm_bias, gates ? gates + 3 * width : nullptr);
             times(layer.gate_up, m.normed, m.row, count, [&](int i, int first, int columns, const float* made) {
                 gated(made, columns, m.hidden + i * m.hidden_row + first);

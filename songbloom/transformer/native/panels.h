@@ -153,7 +153,8 @@ void product(const Matrix& m, const float* a, int64_t a_stride, int rows, float*
     for (int p = 0; p < all; ++p) {
         const float* panel = m.panels ? m.panels + p * size : room;
         if (!m.panels) lay_panel(m, p, room);
-        const float* ahead = m.panels && p + threads < all ? panel + threads * size : nullptr;
+        // Behind the last panel lies the first of the matrix that is read next; to name what is not there does no harm.
+        const float* ahead = m.panels ? panel + threads * size : nullptr;
         const int first = p * each, count = m.outputs - first < each ? m.outputs - first : each;
         times_panel(a, a_stride, rows, panel, PANEL, m.inputs, ahead, [&](int r, const float* made) { use(r, first, count, made); });
     }

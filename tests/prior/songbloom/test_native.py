@@ -99,6 +99,29 @@ def test_a_songs_velocity_does_not_depend_on_the_songs_beside_it(model):
     assert torch.equal(velocities(prior, inputs, copied_bytes=0), together)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_rows_that_are_alike_are_computed_once_and_exactly(depth, monkeypatch):
+    prior = tiny_prior(dit_depth=depth)
+    inputs = patch_inputs(prior, 6, 0)
+    for part in inputs[1:3]:
+        part[4:] = 0  # the songs again, for guidance, without hidden vector and sketch
+
+    def steps():
+        fast = NativeDiffusion(prior.diffusion, copied_bytes=1 << 28)
+        fast.begin(prior.diffusion.known(*inputs[1:]))
+        return fast, fast.velocity(inputs[0], torch.tensor(0.4))
+
+    fast, shifted = steps()
+    assert fast._step.blind == 6  # the first norm shifts zeros, so they are not alike
+    torch.testing.assert_close(shifted, plain_velocities(prior, inputs), **CLOSE)
+    prior.diffusion.layers[0].attention_norm.bias.zero_()
+    fast, once = steps()
+    assert fast._step.blind == 4
+    torch.testing.assert_close(once, plain_velocities(prior, inputs), **CLOSE)
+    monkeypatch.setattr(NativeDiffusion, "_blind_from", lambda self, known: len(known))
+    assert torch.equal(steps()[1], once)
+
+
 @pytest.mark.parametrize("model", LANGUAGES)
 @pytest.mark.parametrize("rows", [[0], [0, 1], [0, 0, 0, 0, 0, 0, 0, 1, 1]])
 def test_the_language_model_steps_as_the_plain_one(model, rows):
