@@ -152,7 +152,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         "try: checkpoint.save(sys.argv[1], content(2, 100000))\n"
         "except UserError as error: print('told', error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-B", "-c", code, str(path)]  # -B: the limit would cut bytecode short, for all who come
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "told" in done.stdout and "cannot be written" in done.stdout, done.stderr
     assert checkpoint.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth.tar"]
