@@ -556,7 +556,9 @@ try:
 except songbloom.errors.UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-B", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.stdout == "song.wav: cannot be written (File too large); free space or change the folder\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 
