@@ -133,7 +133,7 @@ class TestBreakingOff:
         shorter = f"from songbloom.published import fetch; fetch._worth_another = lambda error: False\n{program}"
         for code, status in ((shorter, 1), (program, 0)):
             done = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
             )
             assert done.returncode == status, done.stderr
             if status:
@@ -257,8 +257,8 @@ class TestDisk:
             f"fetch.fetch({ADDRESS!r})"
         )
         for limit, status in ((["limit"], 1), ([], 0)):
-            command = [sys.executable, "-c", program, *limit]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            command = [sys.executable, "-B", "-c", program, *limit]  # -B: the limit would cut bytecode short
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == status, done.stderr
             if limit:
                 assert (
@@ -283,7 +283,7 @@ class TestTogether:
             for _ in range(2)
         ]
         for process in both:
-            assert process.communicate(timeout=120)[0].split()[-1] == str(len(server.content))
+            assert process.communicate(timeout=600)[0].split()[-1] == str(len(server.content))
         assert server.requests == ["/some/x.tar None"]
 
     def test_one_rank_of_a_host_downloads_and_a_failure_ends_all(self, server: Server, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ class TestTogether:
 
         def ranks(name: str) -> subprocess.CompletedProcess[str]:
             command = [str(mpiexec), "-n", "2", sys.executable, str(program), name]
-            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
         done = ranks("x.tar")
         assert done.returncode == 0, done.stderr

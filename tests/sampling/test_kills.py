@@ -62,7 +62,8 @@ def sample(folder: Path, *arguments: str, ranks: int = 1, **others: object) -> s
     return subprocess.run(
         command(*arguments, ranks=ranks),
         cwd=folder,
-        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        # Limits would cut bytecode short, for all who come.
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=600,
