@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from songbloom.prior.songbloom import native
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.layers import (
     GatedMLP,
@@ -132,6 +133,9 @@ class LanguageModel(nn.Module):
         Args:
             fast: take the fast path, the same to rounding, where it can be.
         """
+        dtype = prefix.dtype
+        if fast and native.faster_than_half(prefix):
+            prefix = prefix.float()
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
         fast = fast and can_step_fast(prefix)
         joint, keys, values = joint_rotation(table), [], []
@@ -148,8 +152,8 @@ class LanguageModel(nn.Module):
                 attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)[:, :, zeros:]
                 x = layer.finish_fast(x, attended) if fast else layer.finish(x, attended)
             # Steps read keys channel by channel and values position by position; copies let the projection go.
-            keys.append(key[0].transpose(-1, -2).contiguous().transpose(-1, -2))
-            values.append(value[0].contiguous())
+            keys.append(key[0].to(dtype).transpose(-1, -2).contiguous().transpose(-1, -2))
+            values.append(value[0].to(dtype).contiguous())
         return Prefix(keys, values)
 
     def begin(self, prefix: Tensor | Sequence[Prefix], rows: Sequence[int], capacity: int) -> Cache:

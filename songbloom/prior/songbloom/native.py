@@ -38,6 +38,11 @@ def available(x: Tensor) -> bool:
     return fits and loader.library("song") is not None
 
 
+def faster_than_half(x: Tensor) -> bool:
+    """Whether products of many half-precision rows are faster in float32: on processors without a matrix unit."""
+    return x.dtype == torch.bfloat16 and available(x) and "amx_bf16" not in loader.cpu_features()
+
+
 def _library() -> ctypes.CDLL:
     found = loader.library("song")
     assert found is not None, "ask available() first"
