@@ -12,6 +12,7 @@ beside them in ``jukebox_sets.py``, and those of the tests in ``tiny_sets.py``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -469,5 +470,7 @@ def reference_page() -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"usage: python hparams.py, which writes {REFERENCE_PAGE}; train.py --help tells every key")
     REFERENCE_PAGE.write_text(reference_page(), encoding="utf-8")
     print(f"wrote {REFERENCE_PAGE}")

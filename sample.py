@@ -98,8 +98,8 @@ def prepare(options: Hyperparams) -> Job:
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
     check_memory(options, sizes)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
-    # All ranks download together. From here on files are named, since a rank without items loads no prior.
     check_together(weights.values(), open_weights)
+    # All ranks download together. From here on files are named, since a rank without items loads no prior.
     files = {name: str(path) for name, path in weights.items()}
     device = world().device
     vqvae, _ = make_model(options.model, device, overrides, (), checkpoints=files)
@@ -202,9 +202,9 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     needs.tell([songbloom_needs.need_of(prior_sizes, settings, mine, frames, codec_bytes=codec_bytes)], device)
     weights = find_weights(options.model, overrides, checkpoints=checkpoints)
     files = {name: str(path) for name, path in weights.items()}
-    codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
     if make_songbloom(options.model, "meta", overrides, checkpoints=files)[1].config != config:
         return prepare_songbloom(options)  # settings came with the weights; now that they are there, they count
+    codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
     applying.apply(prior, adapters.get(0, ()))
     hps.update(applying.vocabulary_of(adapters.get(0, ())))
     origin = open_origin(options, codec, 0)

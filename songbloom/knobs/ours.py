@@ -16,8 +16,8 @@ TASK = group(
     sample_iters=Knob(12000, "Steps from one drawing of samples during training to the next; 0: never", minimum=0),
     eval_lyrics=Knob(
         "",
-        "Text file of words that every sample of a prior that reads lyrics sings, in place of its songs'; how well they "
-        "are heard is logged beside (docs/evaluation.md)",
+        "Text file of words that every sample of a prior that reads lyrics sings, in place of its songs'; how well "
+        "they are heard is logged beside (docs/evaluation.md)",
     ),
     eval_iters=Knob(0, "Steps from one evaluation (--test) to the next; 0: after each epoch", minimum=0),
     checkpoint_minutes=Knob(

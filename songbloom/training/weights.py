@@ -17,18 +17,18 @@ from songbloom.errors import UserError
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.published import fetch as downloads
-from songbloom.published.fetch import fetch
 from songbloom.published import safetensors
+from songbloom.published.fetch import fetch
 from songbloom.published.jukebox import prior as published_prior
 from songbloom.published.jukebox import vqvae as published_vqvae
 from songbloom.published.songbloom import lightning
 from songbloom.published.songbloom import prior as published_songbloom
 from songbloom.published.songbloom import vae as published_vae
 from songbloom.training import checkpoint
+from songbloom.training.shared import fill_shared, worth_sharing
 from songbloom.training.stored import Stored, fill
 from songbloom.vae.vae import VAE
 from songbloom.vqvae.vqvae import VQVAE
-from songbloom.training.shared import fill_shared, worth_sharing
 
 _TRANSLATORS: dict[str, Any] = {
     "vqvae": published_vqvae,

@@ -113,9 +113,9 @@ def _parser() -> Parser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    for name in ("before", "after", "multiple", "sample_rate"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name} is {getattr(options, name):g}; it must be 0 or more")
+    for key in ("before", "after", "multiple", "sample_rate"):
+        if getattr(options, key) < 0:
+            raise UserError(f"--{key} is {getattr(options, key):g}; it must be 0 or more")
     if options.prompt_wav and not Path(options.prompt_wav).expanduser().is_file():
         raise UserError(f"--prompt_wav={options.prompt_wav}: does not exist")
     folder = Path(options.output_dir).expanduser()
