@@ -63,16 +63,16 @@ def lines_of(song: Song) -> list[Line]:
 
 
 def _written(lyrics: str) -> Iterator[tuple[str, str]]:
-    """Each line of words with the tag that it stands under, without a length."""
+    """Each line of words with the tag that it stands under, without a length; a tag within a line ends it."""
     tag = "[verse]"
     for line in lyrics.splitlines():
-        tags = list(find_tags(line))
-        words = line
-        for each in reversed(tags):
-            words = words[: each.start] + words[each.end :]
-            tag = f"[{line[each.start + 1 : each.end - 1].split(' ')[0]}]"
-        if words.strip():
-            yield tag, words.strip()
+        begin = 0
+        for each in [*find_tags(line), None]:
+            words = line[begin : each.start if each else None].strip(" \t\u3000,，")
+            if words:
+                yield tag, words
+            if each:
+                tag, begin = each.name or line[each.start : each.end], each.end
 
 
 def cut(song: Song, line: Line, *, before: float, after: float, next_start: float, options: Any) -> np.ndarray:
@@ -84,9 +84,9 @@ def cut(song: Song, line: Line, *, before: float, after: float, next_start: floa
     whole = math.ceil((end - start) / options.multiple - 1e-9) * options.multiple if options.multiple else end - start
     length, first = round(whole * rate), round(start * rate)
     heard = min(start + whole, max(next_start, line.end))
-    sound = read_audio(song.path, sample_rate=rate, offset=first, length=round((heard - start) * rate))
+    sound = read_audio(song.path, sample_rate=rate, offset=first, length=min(length, round((heard - start) * rate)))
     made = np.zeros((length, sound.shape[1]), np.float32)
-    made[: len(sound)] = sound[:length]
+    made[: len(sound)] = sound
     fade = min(round(_FADE * rate), len(sound) // 2)
     ramp = np.linspace(0, 1, fade, dtype=np.float32)[:, None]
     made[:fade] *= ramp

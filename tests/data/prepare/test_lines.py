@@ -47,6 +47,28 @@ def test_each_line_is_a_song_with_its_words_and_sound(tmp_path: Path) -> None:
     assert check_songs(tmp_path / "out" / "lines.jsonl").errors == []
 
 
+@pytest.mark.parametrize(
+    "lyrics",
+    [
+        "[intro 4s] [verse 2]\n{0}\n[guitar solo 3s]\n[pre-chorus]\n{1}",
+        "[intro] [intro] , [verse] {0} , [inst] , [pre-chorus] {1}",
+        "[Verse 9.5s] {0} [Pre Chorus] {1} [outro]",
+    ],
+)
+def test_words_stand_under_the_tag_before_them(tmp_path: Path, lyrics: str) -> None:
+    rows = cut(tmp_path, lyrics=lyrics.format(*LINES))
+    assert [row["lyrics"] for row in rows] == [f"[verse]\n{LINES[0]}", f"[prechorus]\n{LINES[1]}"]
+
+
+def test_lengths_between_two_samples(tmp_path: Path) -> None:
+    """A hundredth of a second is 110.25 samples, and what is heard of a line may round to one more than its length."""
+    phrases = [{"text": LINES[0], "start": 1, "end": 2.52}, {"text": LINES[1], "start": 6, "end": 7}]
+    options = ("--multiple=0.01", "--sample_rate=11025")
+    first, _ = cut(tmp_path, *options, phrases=phrases)
+    sound, _ = soundfile.read(tmp_path / "out" / first["audio_path"])
+    assert len(sound) == round(2.02 * 11025)
+
+
 def test_the_next_line_is_never_heard(tmp_path: Path) -> None:
     phrases = [{"text": LINES[0], "start": 2, "end": 4}, {"text": LINES[1], "start": 4, "end": 8}]
     first, _ = cut(tmp_path, "--multiple=5", "--sample_rate=8000", phrases=phrases)
