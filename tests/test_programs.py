@@ -56,6 +56,15 @@ def test_a_module_is_found_where_it_is_started(program: str) -> None:
     assert (done.returncode, done.stderr) == (5, "to people\n") and f"{folder} this" in done.stdout
 
 
+def test_chance_is_its_own(tmp_path: Path) -> None:
+    """What is drawn without a seed differs, as it does in programs that start afresh."""
+    (tmp_path / "draw.py").write_text(
+        "import random, numpy, torch\nprint(random.random(), numpy.random.rand(), torch.rand(1).item())\n"
+    )
+    first, second = (warm.run([str(tmp_path / "draw.py")], tmp_path, {}, 600).stdout.split() for _ in range(2))
+    assert len(first) == 3 and all(a != b for a, b in zip(first, second, strict=True))
+
+
 def test_a_killed_program_and_an_error_are_told(program: str) -> None:
     assert start(program, "killed").returncode == -9
     done = start(program, "no number")

@@ -2,7 +2,8 @@
 
 ``python -m tests.warm DESCRIPTOR`` reads all modules once and then, for each request that comes through the socket,
 forks a process that becomes the program asked for: with memory, a folder, an environment, standard streams, signals and
-an end of its own, as one started afresh; only the seconds in which Python reads torch are behind it.
+an end of its own, as one started afresh; only the seconds in which Python reads torch are behind it. Chance begins anew
+too, or two processes that draw without a seed would seem to be the same.
 
 What it shares with its siblings is what was settled when Python began: the seed of hashes, and variables of the
 environment that are looked at while modules are read. Tests of such things start Python afresh
@@ -27,6 +28,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 
 ROOT = Path(__file__).parent.parent
 MODULES = ("train", "sample", "align", "evaluate", "tensorboardX")
@@ -116,6 +120,8 @@ def _begin(request: tuple[list[str], str, dict[str, str]], descriptors: Sequence
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    torch.default_generator.seed()  # Python's own has begun anew
+    np.random.seed()  # noqa: NPY002 - what a program must not draw from
     return words
 
 
