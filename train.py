@@ -40,6 +40,7 @@ from songbloom.hyperparams import Hyperparams
 from songbloom.lora.training import adapt
 from songbloom.training.labelling import complete_vocabulary
 from songbloom.training.loop import Trainer, describe
+from songbloom.training.models import SKETCH_DIGEST
 from songbloom.training.recover import features_to_try, recover_codebook
 from songbloom.training.resume import begin, claim, find_beginning
 from songbloom.training.songbloom_data import checked_songs, encoded_sets, look_before
@@ -139,7 +140,14 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     state = TrainingState(task, hps, argv)
     torch.manual_seed(rank_seed(hps))
     begin(state, beginning, fetch)
-    look_before(task, train_set, state, pretrained=bool(hps.restore_prior))
+    look_before(
+        task,
+        train_set,
+        state,
+        pretrained=bool(hps.restore_prior),
+        # remember_codec has refused another codebook than the checkpoint names
+        same_codebook=bool((beginning.content or {}).get("hps", {}).get(SKETCH_DIGEST)),
+    )
     if hps.torch_compile:
         task.model.compile()
     say(describe(hps, state))

@@ -184,6 +184,8 @@ class TestTheStep:
         task, songs = parts_of(built("--seed=3"))
         batch = task.batch_of(default_collate([songs[0]]), torch.device("cpu"))
         assert "mean nothing to this model" in task.verdict([batch], pretrained=True)[1]
+        told = task.verdict([batch], pretrained=True, same_codebook=True)[1]
+        assert "does not expect these songs" in told and "another codebook" not in told
         with torch.no_grad():  # a model that knows the song
             task.model.classifier.output.bias[: task.model.config.l_bins] = 6.0 * torch.bincount(
                 songs[0]["tokens"], minlength=16

@@ -210,12 +210,13 @@ class SongBloomTask(Task):
             )
 
     @torch.no_grad()
-    def verdict(self, batches: Sequence[SongBatch], *, pretrained: bool) -> list[str]:
+    def verdict(self, batches: Sequence[SongBatch], *, pretrained: bool, same_codebook: bool = False) -> list[str]:
         """Lines about what the model, as it is, knows of the sketch tokens: its loss against chance, ln K.
 
         Args:
             batches: a few.
             pretrained: whether it has been trained before.
+            same_codebook: whether that is known to have been with this codebook.
         """
         config = self.model.config
         chance = math.log(config.l_bins)
@@ -240,7 +241,13 @@ class SongBloomTask(Task):
         ]
         if pretrained:
             loss = total / max(items, 1)
-            if loss >= MEANINGLESS * chance:
+            if loss >= MEANINGLESS * chance and same_codebook:
+                lines.append(
+                    f"verdict: this model does not expect these songs: its loss on them is {loss:.3f}, and guessing "
+                    f"costs {chance:.3f}. It was trained with this codebook, so it has learned its own songs by heart, "
+                    "or too little; training on these goes on from there"
+                )
+            elif loss >= MEANINGLESS * chance:
                 lines.append(
                     f"verdict: these sketch tokens mean nothing to this model: its loss on them is {loss:.3f}, and "
                     f"guessing costs {chance:.3f}. They come from another codebook than it was trained with: recover "

@@ -146,12 +146,19 @@ def songbloom_set(
     return made
 
 
-def look_before(task: SongBloomTask, songs: SongBloomDataset, state: TrainingState, *, pretrained: bool) -> None:
+def look_before(
+    task: SongBloomTask,
+    songs: SongBloomDataset,
+    state: TrainingState,
+    *,
+    pretrained: bool,
+    same_codebook: bool = False,
+) -> None:
     """Before the first step: what the model knows of the sketch tokens, and whether every tensor gets a gradient."""
     if state.step or not task.hps["train"]:
         return
     items = [songs[item] for item in range(min(len(songs), VERDICT_ITEMS))]
     batches = [task.batch_of(default_collate([item]), world().device) for item in items]
-    for line in task.verdict(batches, pretrained=pretrained):
+    for line in task.verdict(batches, pretrained=pretrained, same_codebook=same_codebook):
         say(line)
     task.check_gradients(batches[0], zero_allowed=ZERO_AT_FIRST)
