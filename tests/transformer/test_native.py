@@ -208,3 +208,30 @@ def test_what_cannot_be_compiled_or_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(loader.BuildError, match="file"):
         loader.build(loader.FLAGS, tmp_path / "file")
     assert [path.suffix for path in tmp_path.iterdir() if path.name != "file"] == [".lock"]
+
+
+def test_a_cache_folder_that_cannot_be_looked_into_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(loader.BuildError, match="name too long"):
+        loader.build(loader.FLAGS, tmp_path / ("x" * 300))
+
+
+def test_without_a_home_folder_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SONGBLOOM_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(loader.BuildError, match="set SONGBLOOM_CACHE"):
+        loader.load()
+
+
+def test_sources_are_read_alike_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, said = Path.read_text, []
+
+    def noticed(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        said.append(encoding)
+        return read(path, encoding, errors)
+
+    monkeypatch.setattr(Path, "read_text", noticed)
+    loader.library_name(loader.FLAGS, "song")
+    assert len(said) > 4 and set(said) == {"utf-8"}  # what the system would take otherwise may know no Σ

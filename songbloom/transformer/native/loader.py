@@ -56,9 +56,16 @@ class BuildError(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ``$SONGBLOOM_CACHE/native``, by default ``~/.cache/songbloom/native``."""
+    """Where libraries are kept: ``$SONGBLOOM_CACHE/native``, by default ``~/.cache/songbloom/native``.
+
+    Raises:
+        BuildError: this user has no home folder.
+    """
     base = os.environ.get("SONGBLOOM_CACHE")
-    return (Path(base) if base else Path.home() / ".cache" / "songbloom") / "native"
+    try:
+        return (Path(base) if base else Path.home() / ".cache" / "songbloom") / "native"
+    except RuntimeError as error:
+        raise BuildError("there is no home folder: set SONGBLOOM_CACHE to a folder") from error
 
 
 def machine_flags() -> tuple[str, ...]:
@@ -76,7 +83,8 @@ def cpu_features() -> str:
     path = Path("/proc/cpuinfo")
     wanted = ("flags", "features", "model name", "cpu part")
     if path.exists():
-        lines = {line for line in path.read_text().splitlines() if line.lower().startswith(wanted)}
+        told = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = {line for line in told if line.lower().startswith(wanted)}
         return "\n".join(sorted(lines))
     return platform.processor() or platform.machine()
 
@@ -84,7 +92,7 @@ def cpu_features() -> str:
 def library_name(flags: tuple[str, ...], source: str = "step") -> str:
     """The name of the library that a source gives with these options on this machine."""
     parts = (
-        *(path.read_text() for path in (FOLDER / f"{source}.cpp", *sorted(FOLDER.glob("*.h")))),
+        *(path.read_text(encoding="utf-8") for path in (FOLDER / f"{source}.cpp", *sorted(FOLDER.glob("*.h")))),
         " ".join(flags),
         cpu_features(),
         platform.machine(),
@@ -126,10 +134,10 @@ def build(flags: tuple[str, ...], folder: Path, source: str = "step") -> Path:
     """
     name = library_name(flags, source)
     path = folder / f"{name}.so"
-    if path.exists():
-        return path
     compiler = os.environ.get("CXX", "c++")
     try:
+        if path.exists():
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         with _programs_of_this_python(), _alone(folder, name):
             for program in (compiler, "ninja"):
@@ -151,7 +159,7 @@ def _compile(name: str, source: str, flags: tuple[str, ...], path: Path) -> None
             # only compiled for, not linked: torch has loaded its own, and two of them would fight for the cores.
             sources = [str(FOLDER / f"{source}.cpp")]
             cpp_extension.load(name, sources, extra_cflags=list(flags), build_directory=work, is_python_module=False)
-        except (RuntimeError, OSError, ImportError) as error:
+        except (RuntimeError, OSError, ImportError, ValueError) as error:  # the last: a path that cannot be encoded
             lines = str(error).splitlines() or ["the compiler failed"]
             raise BuildError(next((line.strip() for line in lines if "error:" in line), lines[0])) from error
         (Path(work) / f"{name}.so").replace(path)
