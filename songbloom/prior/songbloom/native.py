@@ -150,6 +150,16 @@ class _Weights:
             each.panels, place = place, place + 4 * size
 
 
+def _check(given: Tensor, *shape: int) -> None:
+    """Refuse what C++ would read beyond its end.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if given.shape != shape:
+        raise ValueError(f"{tuple(given.shape)} is given where {shape} is expected")
+
+
 def _aligned(floats: int) -> Tensor:
     """Room that begins at a whole cache line."""
     room = torch.empty(floats + 16)
@@ -221,7 +231,12 @@ class NativeDiffusion:
         return found
 
     def begin(self, known: Tensor) -> None:
-        """Take what does not change over the steps of a patch, ``[N, 1 + 2 patch_size, W]``."""
+        """Take what does not change over the steps of a patch, ``[N, 1 + 2 patch_size, W]``.
+
+        Raises:
+            ValueError: another shape.
+        """
+        _check(known, len(known), 1 + 2 * self.config.patch_size, self.config.prior_width)
         step, threads = self._step, torch.get_num_threads()
         if (step.songs, step.threads) != (len(known), threads):
             step.songs, step.threads = len(known), threads
@@ -247,8 +262,14 @@ class NativeDiffusion:
         """``x [N, patch_size, latent_width]`` at the time ``t`` (a scalar) → velocity like x, float32.
 
         The rows are those of the patch that was begun.
+
+        Raises:
+            ValueError: they are not.
         """
         step, x = self._step, x.float().contiguous()
+        _check(x, step.songs, self.config.patch_size, self.config.latent_width)
+        if not len(x):
+            return x
         time, gates = self._moment(t)
         made = torch.empty_like(x)
         step.time, step.gates = time.data_ptr(), None if gates is None else gates.data_ptr()
@@ -310,8 +331,13 @@ class NativeLanguage:
         self._bound = cache.keys
 
     def step(self, x: Tensor) -> Tensor:
-        """The next position: ``x [rows, 1, W]`` → like x; the cache remembers it."""
+        """The next position: ``x [rows, 1, W]`` → like x; the cache remembers it.
+
+        Raises:
+            ValueError: other rows than those of the cache.
+        """
         cache, step = self._cache, self._step
+        _check(x, len(cache.rows), 1, step.width)
         if self._bound is not cache.keys or step.threads != torch.get_num_threads():
             self._bind()
         made = x.float().clone(memory_format=torch.contiguous_format)
@@ -338,8 +364,13 @@ class NativeMaps:
         self._scratch = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[rows, inputs]`` → ``[rows, outputs]``, float32."""
+        """``[rows, inputs]`` → ``[rows, outputs]``, float32.
+
+        Raises:
+            ValueError: another number of inputs.
+        """
         step, x = self._step, x.float().contiguous()
+        _check(x, len(x), step.hidden.inputs)
         if (step.rows, step.threads) != (len(x), torch.get_num_threads()):
             step.rows, step.threads = len(x), torch.get_num_threads()
             self._scratch = _aligned(self._library.song_maps_scratch(self._address))

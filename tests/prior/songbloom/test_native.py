@@ -187,6 +187,30 @@ def test_adapters_that_are_not_merged_are_heard():
     assert (found - torch.cat(stepped(without, song, [0]), dim=1)).abs().max() > 1e-2
 
 
+def test_what_does_not_fit_is_refused_and_nothing_of_nobody_is_nothing():
+    prior = tiny_prior()
+    x, *parts = patch_inputs(prior, 3, 0)
+    known, t = prior.diffusion.known(*parts), torch.tensor(0.4)
+    fast = NativeDiffusion(prior.diffusion, copied_bytes=1 << 28)
+    with pytest.raises(ValueError, match="expected"):
+        fast.begin(known[:, 1:])
+    fast.begin(known)
+    for wrong in (x[:2], x[:, :-1], x[..., 1:]):
+        with pytest.raises(ValueError, match="expected"):
+            fast.velocity(wrong, t)
+    fast.begin(known[:0])
+    assert fast.velocity(x[:0], t).shape == x[:0].shape
+    model = prior.language_model
+    cache = model.begin([model.read(torch.ones(5, 64))], [0, 0], 4)
+    steps = NativeLanguage(model, cache)
+    with pytest.raises(ValueError, match="expected"):
+        steps.step(torch.ones(3, 1, 64))
+    assert cache.length == 0 and steps.step(torch.ones(2, 1, 64)).shape == (2, 1, 64)
+    with pytest.raises(ValueError, match="expected"):
+        classifier_of(prior)(torch.ones(2, 63))
+    assert classifier_of(prior)(torch.ones(0, 64)).shape == (0, prior.config.l_bins + 1)
+
+
 def test_threads_change_nothing():
     prior, inputs = tiny_prior(prior_depth=3), patch_inputs(tiny_prior(), 5, 0)
     song = torch.randn(4, 12, 64, generator=torch.Generator().manual_seed(1))
