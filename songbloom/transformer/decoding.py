@@ -29,10 +29,7 @@ from songbloom.transformer.quantized import QuantizedLinear
 # Rows that oneDNN is told to expect when it orders a weight. Any number of rows may come; with this hint one row is as
 # fast as with a hint of 1, and four are a third faster (measured on an Intel machine with AVX-512).
 PACKING_ROWS = 16
-
-
 PACKED_FROM_ROWS = 4  # see worth_packing
-
 
 # Activation → name and algorithm in oneDNN, and the factor its input is multiplied by. quick-GELU is swish of the
 # scaled input, divided by the same factor again, which the weights before and after it take in.

@@ -115,7 +115,8 @@ def fusions_for(device: torch.device, dtype: torch.dtype) -> Fusions:
     try:
         return tried(Fusions.compiled(), device, dtype)
     except Exception as error:  # a compiler that is missing or broken can raise anything
-        say(f"note: steps are recorded without fused kernels ({str(error).strip().splitlines()[0][:120]})")
+        what = str(error).strip() or type(error).__name__
+        say(f"note: steps are recorded without fused kernels ({what.splitlines()[0][:120]})")
         return Fusions()
 
 

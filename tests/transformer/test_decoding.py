@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from songbloom.errors import UserError
-from songbloom.transformer import decoding
+from songbloom.transformer import decoding, static
 from songbloom.transformer import quantized as quantized_room
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.cache import DecodingCache, slots
@@ -260,6 +260,19 @@ def test_folded_and_plain_weights_agree(activation: str, scale: float) -> None:
         for kind in (PlainLinear, decoding.FoldedLinear)
     ]
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("error", "told"), [(ValueError("no\nsuch"), "(no)"), (AssertionError(), "(AssertionError)")])
+def test_a_compiler_that_fails_is_told_in_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> Fusions:
+        raise error
+
+    monkeypatch.setattr(static, "tried", fails)
+    found = static.fusions_for.__wrapped__(torch.device("cuda"), torch.float32)
+    assert found == Fusions()
+    assert capsys.readouterr().out == f"note: steps are recorded without fused kernels {told}\n"
 
 
 @pytest.mark.slow
