@@ -6,9 +6,10 @@ where there are several, the first of them writes what a model needs into a file
 
     $SONGBLOOM_CACHE/converted/{digest}.safetensors
 
-and all of them map that, in this run and in later ones. The digest is of the checkpoint's content and of every name,
-shape and type that is wanted, so a file never stands for other weights. It may be deleted at any time; the folder
-is kept below :data:`LARGEST`, what was used longest ago going first.
+and all of them map that, in this run and in later ones. The digest is of the checkpoint's content, of this program's
+version, and of every name, shape and type that is wanted, so a file never stands for other weights. It may be deleted
+at any time, and one that cannot be read is written anew; the folder is kept below :data:`LARGEST`, what was used
+longest ago going first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from songbloom import __version__
 from songbloom.distributed import say, world
 from songbloom.errors import UserError
 from songbloom.files import written_beside
@@ -77,7 +79,7 @@ def fill_shared(
 
 def _digest(state: Mapping[str, Tensor], wanted: Mapping[str, torch.dtype], source: Path, chosen: str) -> str:
     described = [[name, list(state[name].shape), str(kind)] for name, kind in sorted(wanted.items())]
-    text = json.dumps([downloads.content_key(source), chosen, described])
+    text = json.dumps([__version__, downloads.content_key(source), chosen, described])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -90,10 +92,23 @@ def _converted(
         OSError, UserError: it cannot be.
     """
     with _alone(target):
-        if not target.is_file():
+        tensors = _tensors_of(target, wanted)
+        if tensors is None:
             _write(target, state, stored, wanted)
+            tensors = read_safetensors(target)
         os.utime(target)  # the time of its last use
-        return read_safetensors(target)
+        return tensors
+
+
+def _tensors_of(target: Path, wanted: Mapping[str, torch.dtype]) -> dict[str, Tensor] | None:
+    """What is in ``target``; None if it isn't there, or cannot be read."""
+    if not target.is_file():
+        return None
+    try:
+        tensors = read_safetensors(target)
+    except UserError:
+        return None
+    return tensors if {name: tensor.dtype for name, tensor in tensors.items()} == dict(wanted) else None
 
 
 @contextlib.contextmanager

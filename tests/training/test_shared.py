@@ -90,6 +90,24 @@ def test_other_weights_types_and_choices_have_files_of_their_own(several: Path, 
     assert len(files(several)) == 4  # of an archive the content counts, not the place
 
 
+def test_what_cannot_be_read_or_was_made_by_another_version_is_written_anew(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pth.tar"
+    prior = written("prior", path, published=True, stream=False)
+    built("prior", None, restore_prior=str(path))
+    (file,) = files(several)
+    for remains in (b"", b"no table", file.read_bytes()[:-1000]):
+        file.write_bytes(remains)
+        loaded = built("prior", None, restore_prior=str(path))
+        assert torch.equal(loaded.autoregressive.positions, prior.autoregressive.positions)
+        assert files(several) == [file] and pages_of(loaded, file) == len(loaded.state_dict())
+    assert "copy of its own" not in capsys.readouterr().out
+    monkeypatch.setattr(shared, "__version__", "another")  # which may join or turn matrices otherwise
+    built("prior", None, restore_prior=str(path))
+    assert len(files(several)) == 2
+
+
 def test_averaged_and_raw_weights_are_not_taken_for_each_other(several: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.pth.tar"
     written("prior", path, published=False, stream=False)
