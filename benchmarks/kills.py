@@ -11,7 +11,7 @@ has read them, and find each other as those of ``torchrun`` do. ``--launch=comma
 
 Prints one JSON object: kills, how many of them fell between two windows of a level (at least one window was kept, and
 not all), runs that were brought to their end, windows that were taken up from a journal, and differences. The exit
-status is 1 when there is any difference.
+status is 1 when there is any difference, and 2 when it cannot be measured.
 """
 
 from __future__ import annotations
@@ -192,6 +192,8 @@ def kill(process: Started) -> None:
     for child in [*_descendants(process.pid), process.pid]:  # mpiexec gives every rank a process group of its own
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # ranks that were forked meanwhile are of the start's own group
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -331,4 +333,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -152,7 +152,7 @@ def measure_steps(
     next(steps)
     next(steps)  # the prompt is read, what can be recorded is recorded
     ready = waited(device) - began
-    count = min(told["profiled"], max(prior.n_ctx - half - 8, 1))
+    count = min(told["profiled"], max(prior.n_ctx - half - 10, 1))  # two steps, four and up to four come besides
     for _ in range(4):
         next(steps)
     began = waited(device)

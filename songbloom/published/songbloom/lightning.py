@@ -43,10 +43,10 @@ def parts_of(content: Mapping[str, Any]) -> Parts | None:
     state = wrapped if isinstance(wrapped, Mapping) else content
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         return None
-    adapted = [key for key in state if key.endswith((_A, _B))]
+    adapted = dict.fromkeys(key for key in state if key.endswith((_A, _B)))
     if not published.is_published(state) or not (adapted or wrapped is state):
         return None
-    base = {key.replace(_BASE, ".", 1): tensor for key, tensor in state.items() if key not in set(adapted)}
+    base = {key.replace(_BASE, ".", 1): tensor for key, tensor in state.items() if key not in adapted}
     modules = dict.fromkeys(key.removesuffix(_A).removesuffix(_B) for key in adapted)
     adapters = {
         module.removeprefix(published.PREFIX): (state.get(module + _A), state.get(module + _B)) for module in modules
