@@ -135,6 +135,8 @@ def _weights_among_objects(path: Path, mmap: bool) -> Stored | None:
     """The ``state_dict`` of a trainer's checkpoint that holds objects of its own as well; these are left out."""
     try:
         content = foreign.read(path, mmap=mmap)
+    except MemoryError:
+        raise
     except Exception:  # bytes that are no checkpoint can make an unpickler raise anything
         return None
     state = content.get("state_dict") if isinstance(content, dict) else None

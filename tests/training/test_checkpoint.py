@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from songbloom.errors import UserError
-from songbloom.training import checkpoint
+from songbloom.training import checkpoint, foreign
 
 
 def content(step: int, size: int = 1000) -> dict[str, Any]:
@@ -57,6 +57,20 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can be read safely"):
         checkpoint.load(tmp_path / "evil.pth.tar")
     assert not (tmp_path / "made").exists()
+
+
+def test_too_little_memory_is_not_told_as_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that has objects of another program in it, and so is read twice."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "more": tmp_path}, path)
+    assert list(checkpoint.load(path, verify=False)) == ["state_dict"]
+
+    def read(path: Path, *, mmap: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(foreign, "read", read)
+    with pytest.raises(MemoryError):
+        checkpoint.load(path, verify=False)
 
 
 @pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9])
