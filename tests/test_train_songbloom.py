@@ -78,6 +78,17 @@ def rewrite(folder: Path, change: Any) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def test_licences_of_earlier_songs_stay(folder: Path) -> None:
+    """When a run goes on with other songs, and when another begins with its weights."""
+    for terms, more in (("CC BY 4.0", "1"), ("CC0", "2")):
+        write_corpus(folder, licence=terms)
+        assert built(f"--train_steps={more}").run() == 0
+    assert latest(folder / "logs", "x")["hps"]["licences"] == ["CC0", "CC BY 4.0"]
+    write_corpus(folder, licence="mine")
+    begun = f"--restore_prior=logs/x/{checkpoint.LATEST}"
+    assert built(begun, "--name=y").state.hps["licences"] == ["mine", "CC0", "CC BY 4.0"]
+
+
 class TestARun:
     def test_it_tells_what_it_does_and_learns(self, trained: Path) -> None:
         said = (trained / "said").read_text(encoding="utf-8")

@@ -109,6 +109,14 @@ def _same_tensors(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     return {name: tensor.shape for name, tensor in saved.items()} == {name: t.shape for name, t in own.items()}
 
 
+def _keep_licences(state: TrainingState, content: Mapping[str, Any]) -> None:
+    """Terms of songs that the weights have learned from before stay beside those of this command's songs."""
+    saved = content.get("hps")
+    earlier = saved.get("licences") if isinstance(saved, Mapping) else None
+    if earlier:
+        state.hps["licences"] = list(dict.fromkeys([*(state.hps.get("licences") or ()), *earlier]))
+
+
 def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Path]) -> None:
     """Put ``state`` where it is to begin; the model already has the weights that the command names.
 
@@ -117,6 +125,8 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
         named: gives the local file of what ``restore_vqvae``, ``restore_vae`` or ``restore_prior`` says.
     """
     content = beginning.content
+    if content is not None:
+        _keep_licences(state, content)
     if content is not None and beginning.whole:
         state.resume(content)
         distributed.say(f"going on from {beginning.path} (step {state.step}, epoch {state.position.epoch})")
@@ -128,6 +138,7 @@ def begin(state: TrainingState, beginning: Beginning, named: Callable[[str], Pat
             return
         source = named(given)
         content = open_weights(source, verify=False).content
+        _keep_licences(state, content)
         if content.get("optimizer") is None or content.get("kind") != state.task.kind:
             distributed.say(f"starting from the weights of {source}")
             return  # published weights, or weights alone
