@@ -6,7 +6,7 @@ of every rank, the place in the data, and the averages of metrics not yet logged
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,11 @@ class TrainingState:
 
     Args:
         task: the task, its model on its device with the weights to start from.
-        hps: hyperparameters.
+        hps: hyperparameters; what a run begins with may add to them.
         argv: the command line, kept in checkpoints.
     """
 
-    def __init__(self, task: Task, hps: Mapping[str, Any], argv: Sequence[str] = ()) -> None:
+    def __init__(self, task: Task, hps: MutableMapping[str, Any], argv: Sequence[str] = ()) -> None:
         self.task, self.hps, self.argv = task, hps, list(argv)
         parameters = list(task.model.parameters())
         self.parameters = [p for p in parameters if p.requires_grad] or parameters  # all are frozen in a mere test
