@@ -43,6 +43,22 @@ def test_filters_are_slaneys(rate: int, n_fft: int, bands: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.max())
 
 
+@pytest.mark.filterwarnings("ignore:n_fft=4096 is too large")
+@pytest.mark.parametrize(("rate", "window", "seconds"), [(22050, 2048, 14), (8000, 1024, 0.9), (48000, 4096, 0.01)])
+def test_decibels_are_those_of_the_reference(rate: int, window: int, seconds: float) -> None:
+    """Of noise that fades; the first has more frames than are made at once, the last is shorter than a window."""
+    import librosa
+
+    length = int(rate * seconds)
+    fading = np.random.default_rng(0).normal(size=length) * np.logspace(0, -3, length)
+    sound = fading.astype(np.float32)
+    power = librosa.feature.melspectrogram(y=sound, sr=rate, n_fft=window, hop_length=512, n_mels=64)
+    expected = np.maximum(librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None), -100)
+    found = log_mel(sound, rate, bands=64)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 def test_twice_the_amplitude_is_six_decibels() -> None:
     quiet, loud = log_mel(_tone(1000), RATE), log_mel(2 * _tone(1000), RATE)
     assert loud.max() - quiet.max() == pytest.approx(6.02, abs=0.01)
