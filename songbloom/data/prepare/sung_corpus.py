@@ -216,19 +216,21 @@ def _make_all(
         holding,
         ProcessPoolExecutor(min(workers, len(missing)), context, _end_with_command, (held,)) as pool,
     ):
-        with _without_interrupts():
-            waiting = {pool.submit(_make, output_dir, recipe, index) for index in missing}
+        all_made = False
         try:
+            with _without_interrupts():  # a Ctrl-C that came meanwhile is raised at its end
+                waiting = {pool.submit(_make, output_dir, recipe, index) for index in missing}
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+            all_made = True
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
             ) from error
         finally:
-            if waiting:
+            if not all_made:
                 holding.close()
 
 

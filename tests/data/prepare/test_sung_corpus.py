@@ -244,7 +244,7 @@ def test_a_stopped_run_says_so_at_once_in_one_line(number: signal.Signals, statu
         children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if parent_of(p) == process.pid]
         time.sleep(0.05)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (status, "")
     assert err == "sung_corpus: stopped; the same command goes on from here\n"
     assert not list(folder.glob("songs/0*"))
@@ -341,7 +341,7 @@ def test_unusable_renderings_are_drawn_again_and_counted(tmp_path: Path, reason:
     about = render.render_song(tmp_path, recipe, 0, {"mei": singer})
     assert [redraw["reason"] for redraw in about["redraws"]] == [reason, reason]
     assert about["quality"]["median_error_cents"] < 20
-    sung_corpus._write_lists(tmp_path, recipe, [0], {})
+    sung_corpus._write_lists(tmp_path, recipe, [0], {}, "mix")
     assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["redrawn"] == {reason: 2}
 
 
