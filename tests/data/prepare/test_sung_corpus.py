@@ -238,6 +238,8 @@ def test_a_stopped_run_says_so_at_once_in_one_line(number: signal.Signals, statu
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background of a script has had SIGINT ignored, and processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children: list[int] = []
     while process.poll() is None and len(children) < 3:  # two workers and the tracker of shared things
