@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import collections
 import pickle
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,8 +72,12 @@ def read(path: Path, *, mmap: bool = False) -> Any:
         mmap: leave tensors on disk until they are used.
 
     Raises:
+        pickle.UnpicklingError: it is a TorchScript archive, which ``torch.load`` would hand on to an interpreter.
         Exception: whatever reading broken bytes raises.
     """
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise pickle.UnpicklingError("a TorchScript archive holds code")
     reader: Any = ModuleType("plain_pickle")
     reader.Unpickler, reader.load = _Unpickler, _load
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mmap)
