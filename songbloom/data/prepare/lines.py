@@ -75,12 +75,11 @@ def _written(lyrics: str) -> Iterator[tuple[str, str]]:
                 tag, begin = each.name or line[each.start : each.end], each.end
 
 
-def cut(song: Song, line: Line, *, before: float, after: float, next_start: float, options: Any) -> np.ndarray:
-    """The sound of a line, ``[T, C]``: whole multiples of ``options.multiple`` seconds, with silence where the song
-    ends or the next line begins."""
-    rate = options.sample_rate or probe(song.path).sample_rate
-    start = max(0.0, line.start - before)
-    end = max(min(line.end + after, next_start), line.end)
+def cut(song: Song, line: Line, *, rate: int, next_start: float, options: Any) -> np.ndarray:
+    """The sound of a line, ``[T, C]`` at ``rate``: whole multiples of ``options.multiple`` seconds, with silence where
+    the song ends or the next line begins."""
+    start = max(0.0, line.start - options.before)
+    end = max(min(line.end + options.after, next_start), line.end)
     whole = math.ceil((end - start) / options.multiple - 1e-9) * options.multiple if options.multiple else end - start
     length, first = round(whole * rate), round(start * rate)
     heard = min(start + whole, max(next_start, line.end))
@@ -125,16 +124,15 @@ def main(arguments: list[str] | None = None) -> int:
     again = seconds = 0.0
     for number, song in enumerate(songs_from(data_jsonl=options.input_jsonl)):
         lines = lines_of(song)
+        rate = options.sample_rate or probe(song.path).sample_rate
         for place, line in enumerate(lines):
             if options.distinct and line.words in taken:
                 again += 1
                 continue
             taken.add(line.words)
             following = lines[place + 1].start if place + 1 < len(lines) else math.inf
-            limits = {"before": options.before, "after": options.after, "next_start": following}
-            sound = cut(song, line, options=options, **limits)
+            sound = cut(song, line, rate=rate, next_start=following, options=options)
             path = folder / "lines" / f"{number:05d}_{place:02d}.wav"
-            rate = options.sample_rate or probe(song.path).sample_rate
             write_wav(path, sound, rate)
             seconds += len(sound) / rate
             name = number if song.idx is None else song.idx
