@@ -469,8 +469,21 @@ def reference_page() -> str:
     )
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:
-        sys.exit(f"usage: python hparams.py, which writes {REFERENCE_PAGE}; train.py --help tells every key")
+def main(arguments: Sequence[str]) -> int:
+    """Write the reference page, unless help is asked for."""
+    if {"--help", "-h"} & set(arguments):
+        print(
+            f"usage: python hparams.py\n\nWrites {REFERENCE_PAGE}, every key with its meaning, from songbloom/knobs/."
+        )
+        print("It takes no options: python train.py --help tells every key here, and --print_hps merged values.")
+        return 0
+    if arguments:
+        print(f"error: python hparams.py takes no options, and was given {arguments[0]!r}; see --help", file=sys.stderr)
+        return 2
     REFERENCE_PAGE.write_text(reference_page(), encoding="utf-8")
     print(f"wrote {REFERENCE_PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

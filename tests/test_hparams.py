@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import hparams
 from songbloom.errors import UserError
 from songbloom.hyperparams import Hyperparams
+from tests import programs
 
 # Number of overrides of each published set, and values of those that no golden file merges.
 PUBLISHED_SETS = {
@@ -176,6 +178,18 @@ def test_a_prior_that_reads_its_words_or_is_given_none_is_trained(arguments: lis
 def test_the_reference_page_is_up_to_date() -> None:
     page = hparams.REFERENCE_PAGE
     assert page.read_text(encoding="utf-8") == hparams.reference_page(), "write it again: python hparams.py"
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), (["--hepl"], 2), (["--x", "--help"], 0)])
+def test_help_of_the_page_s_writer(words: list[str], status: int, tmp_path: Path) -> None:
+    before = hparams.REFERENCE_PAGE.stat().st_mtime_ns
+    done = programs.run(tmp_path, str(programs.ROOT / "hparams.py"), *words)
+    told, other = (done.stdout, done.stderr)[:: -1 if status else 1]
+    assert done.returncode == status and not other and hparams.REFERENCE_PAGE.stat().st_mtime_ns == before
+    if status:
+        assert told.count("\n") == 1 and "--hepl" in told and "--help" in told
+    else:
+        assert told.startswith("usage: python hparams.py\n") and "train.py --help" in told
 
 
 @pytest.mark.parametrize("option", ["--beta1=1", "--beta2=1", "--mu=1.5", "--l_mu=1", "--attn_dropout=1"])
