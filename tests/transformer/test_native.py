@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +211,47 @@ def test_what_cannot_be_compiled_or_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(loader.BuildError, match="file"):
         loader.build(loader.FLAGS, tmp_path / "file")
     assert [path.suffix for path in tmp_path.iterdir() if path.name != "file"] == [".lock"]
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing tells there who is at work")
+def test_what_killed_builds_leave_is_cleared_and_what_others_build_is_not(tmp_path: Path) -> None:
+    """Builds with a compiler that takes for ever: those of one process are killed, that of another goes on."""
+    slow, folder = tmp_path / "slow", tmp_path / "native"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    flags = ("-no-such-option-at-all", "-O1", "-O2")  # of what is built later, and of other libraries
+    program = (
+        "import sys, threading; from pathlib import Path; from songbloom.transformer.native import loader\n"
+        "for flag in sys.argv[2:]:\n"
+        "    threading.Thread(target=loader.build, args=((flag,), Path(sys.argv[1]))).start()\n"
+    )
+    environment = {**os.environ, "CXX": str(slow)}
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", program, str(folder), *words]
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def begun() -> list[str]:
+        return sorted(path.name.partition(".building.")[0] for path in folder.glob("*.building.*"))
+
+    names = [loader.library_name((flag,)) for flag in flags]
+    ended, living = builds = start(*flags[:2]), start(*flags[2:])
+    try:
+        while begun() != sorted(names):
+            assert ended.poll() is None and living.poll() is None
+            time.sleep(0.05)
+        os.killpg(ended.pid, signal.SIGKILL)
+        ended.wait()
+        assert begun() == sorted(names)
+        with pytest.raises(loader.BuildError, match="error"):
+            loader.build(flags[:1], folder)
+        assert begun() == names[2:] and living.poll() is None
+    finally:
+        for build in builds:
+            if build.poll() is None:
+                os.killpg(build.pid, signal.SIGKILL)
+                build.wait()
 
 
 def test_a_cache_folder_that_cannot_be_looked_into_is_one_line(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
 }
 # No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
+_BUILDING = ".building."  # in the name of a folder in which a library is built, after the library's
 
 
 class BuildError(RuntimeError):
@@ -114,6 +115,24 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+def _clear_remains(folder: Path, name: str) -> None:
+    """Take away what builds that were killed have left in ``folder``; the caller holds the lock of ``name``.
+
+    Who builds holds the lock of what is built, so a work folder whose lock nobody else holds is nobody's.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing tells whether somebody is at work there
+        return
+    for left in folder.glob(f"*{_BUILDING}*"):
+        whose = left.name.partition(_BUILDING)[0]
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            if whose != name:
+                lock = held.enter_context((folder / f"{whose}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _programs_of_this_python() -> Iterator[None]:
     """Programs beside this Python are found, as ninja from its package is in a virtual environment that nobody has
@@ -144,6 +163,7 @@ def build(flags: tuple[str, ...], folder: Path, source: str = "step") -> Path:
                 if shutil.which(program) is None:
                     raise BuildError(f"{program} is not installed")
             if not path.exists():  # another process may have built it meanwhile
+                _clear_remains(folder, name)
                 _compile(name, source, flags, path)
     except OSError as error:
         raise BuildError(f"{folder}: {error.strerror or error}") from error
@@ -153,7 +173,7 @@ def build(flags: tuple[str, ...], folder: Path, source: str = "step") -> Path:
 def _compile(name: str, source: str, flags: tuple[str, ...], path: Path) -> None:
     from torch.utils import cpp_extension  # takes a moment to import, and only building needs it
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}.building.") as work:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}{_BUILDING}") as work:
         try:
             # The name is the work folder's too: torch keeps its own table of what it has built, by name. OpenMP is
             # only compiled for, not linked: torch has loaded its own, and two of them would fight for the cores.
