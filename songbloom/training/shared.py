@@ -10,6 +10,9 @@ and all of them map that, in this run and in later ones. The digest is of the ch
 version, and of every name, shape and type that is wanted, so a file never stands for other weights. It may be deleted
 at any time, and one that cannot be read is written anew; the folder is kept below :data:`LARGEST`, what was used
 longest ago going first.
+
+A file holds a checksum of itself. It is compared once after each start of the machine, since before that the disk may
+have lost what was written last; what was compared is noted in the file that locks it, so that others need not.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +44,9 @@ LARGEST = 64e9  # bytes of all files together: 5b_lyrics in float32 and in half 
 _SPARE = 1e9  # bytes that are left free on the disk
 _TOLD_FROM = 1e8  # bytes of a file that a person hears of
 _ALIGNED = 64  # bytes; where tensors begin
+_PIECE = 1 << 24  # bytes that are read at once
+_SUM = "crc32"  # of the table and the tensors; a key of the table's metadata
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def fill_shared(
@@ -91,41 +99,85 @@ def _converted(
     Raises:
         OSError, UserError: it cannot be.
     """
-    with _alone(target):
-        tensors = _tensors_of(target, wanted)
+    with _alone(target) as notes:
+        tensors = _tensors_of(target, state, wanted, notes)
         if tensors is None:
-            _write(target, state, stored, wanted)
-            tensors = read_safetensors(target)
-        os.utime(target)  # the time of its last use
+            tensors = _write(target, state, stored, wanted)
+            _note(target, notes)
+        with contextlib.suppress(FileNotFoundError):  # another process may need its room already: its pages stay ours
+            os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))  # the time of its last use
         return tensors
 
 
-def _tensors_of(target: Path, wanted: Mapping[str, torch.dtype]) -> dict[str, Tensor] | None:
-    """What is in ``target``; None if it isn't there, or cannot be read."""
-    if not target.is_file():
-        return None
+def _tensors_of(
+    target: Path, state: Mapping[str, Tensor], wanted: Mapping[str, torch.dtype], notes: IO[str]
+) -> dict[str, Tensor] | None:
+    """What is in ``target``; None if it isn't there, cannot be read, or is not as it was written."""
     try:
+        known = _stamp(target)
         tensors = read_safetensors(target)
-    except UserError:
+        if {name: (each.dtype, each.shape) for name, each in tensors.items()} != {
+            name: (kind, state[name].shape) for name, kind in wanted.items()
+        }:
+            return None
+        notes.seek(0)
+        if not known or known not in notes.read().splitlines():
+            if (size := target.stat().st_size) >= _TOLD_FROM:
+                say(f"{target}: {size / 1e9:.2f} GB of an earlier run, which are checked once")
+            if not _sum_is_right(target):
+                return None
+            _note(target, notes)
+    except (OSError, UserError):
         return None
-    return tensors if {name: tensor.dtype for name, tensor in tensors.items()} == dict(wanted) else None
+    return tensors
+
+
+def _stamp(target: Path) -> str:
+    """What tells that a file is the one that was looked at since the machine has started; empty if nothing does."""
+    status = target.stat()
+    boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
+    return f"{boot} {status.st_size} {status.st_mtime_ns}" if boot else ""
+
+
+def _note(target: Path, notes: IO[str]) -> None:
+    """Remember that ``target`` is right."""
+    with contextlib.suppress(OSError):  # it is compared again then
+        notes.write(f"{_stamp(target)}\n")  # at the end, wherever was read
+        notes.flush()
+
+
+def _sum_is_right(target: Path) -> bool:
+    """Whether a file has the checksum that it tells."""
+    with target.open("rb") as file:
+        table = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        told = table.pop("__metadata__", {}).get(_SUM)
+        found = zlib.crc32(_plain(table))
+        while piece := file.read(_PIECE):
+            found = zlib.crc32(piece, found)
+    return bool(told == f"{found:08x}")
+
+
+def _plain(table: Mapping[str, Any]) -> bytes:
+    return json.dumps(table, separators=(",", ":")).encode()
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Other processes of this machine are kept from ``target`` within."""
+def _alone(target: Path) -> Iterator[IO[str]]:
+    """Other processes of this machine are kept from ``target`` within; gives the file that does so, for notes."""
     try:
         import fcntl
     except ImportError:  # Windows
         raise OSError("this system cannot share them") from None
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
+    with (target.parent / f".{target.name}.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
 
 
-def _write(target: Path, state: Mapping[str, Tensor], stored: Stored, wanted: Mapping[str, torch.dtype]) -> None:
-    """Write the tensors, one in memory at a time, into a file that appears whole."""
+def _write(
+    target: Path, state: Mapping[str, Tensor], stored: Stored, wanted: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """Write the tensors, one in memory at a time, into a file that appears whole; gives its pages."""
     names = sorted(wanted, key=lambda name: -wanted[name].itemsize)  # so that each begins at a multiple of its size
     table: dict[str, Any] = {}
     at = 0
@@ -133,8 +185,8 @@ def _write(target: Path, state: Mapping[str, Tensor], stored: Stored, wanted: Ma
         size = state[name].numel() * wanted[name].itemsize
         table[name] = {"dtype": NAMES[wanted[name]], "shape": list(state[name].shape), "data_offsets": [at, at + size]}
         at += size
-    head = json.dumps(table, separators=(",", ":")).encode()
-    head += b" " * (-(8 + len(head)) % _ALIGNED)
+    found = zlib.crc32(_plain(table))
+    head = _head(table, found)
     begin, whole = 8 + len(head), 8 + len(head) + at
     _make_room(target, whole)
     with written_beside(target) as temporary:
@@ -148,12 +200,22 @@ def _write(target: Path, state: Mapping[str, Tensor], stored: Stored, wanted: Ma
         for name in names:
             first, last = (begin + offset for offset in table[name]["data_offsets"])
             pages[first:last].view(wanted[name]).view(state[name].shape).copy_(stored.numbers(state[name], room))
+            found = zlib.crc32(pages[first:last].numpy().data, found)
             stored.let_go(state[name])
+        pages[8:begin] = torch.frombuffer(bytearray(_head(table, found)), dtype=torch.uint8)
         del pages
+        tensors = read_safetensors(temporary)  # before others may need its room
     if whole >= _TOLD_FROM:
         say(
             f"{target}: {whole / 1e9:.2f} GB of weights that the processes of this machine share; delete it as you like"
         )
+    return tensors
+
+
+def _head(table: Mapping[str, Any], found: int) -> bytes:
+    """The table as it stands in the file, of the same length whatever the checksum."""
+    head = _plain({"__metadata__": {_SUM: f"{found:08x}"}, **table})
+    return head + b" " * (-(8 + len(head)) % _ALIGNED)
 
 
 def _make_room(target: Path, size: int) -> None:
@@ -166,12 +228,17 @@ def _make_room(target: Path, size: int) -> None:
     """
     if size > LARGEST:
         raise OSError(f"{size / 1e9:.1f} GB are more than {target.parent} is to hold")
-    others = sorted(target.parent.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    held = sum(path.stat().st_size for path in others)
+    used = {}  # file → when it was used, its size
+    for path in target.parent.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # others make room as well
+            status = path.stat()
+            used[path] = status.st_atime_ns, status.st_size
+    held = sum(each for _, each in used.values())
+    others = sorted(used, key=used.__getitem__)
     while others and (held + size > LARGEST or shutil.disk_usage(target.parent).free < size + _SPARE):
         oldest = others.pop(0)
-        held -= oldest.stat().st_size
-        oldest.unlink()
+        held -= used[oldest][1]
+        oldest.unlink(missing_ok=True)
     if shutil.disk_usage(target.parent).free < size + _SPARE:
         raise OSError(f"{target.parent} has no room for {size / 1e9:.1f} GB")
 

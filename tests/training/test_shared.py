@@ -162,3 +162,71 @@ def test_what_was_used_longest_ago_goes_first(several: Path, tmp_path: Path, mon
     built("prior", torch.float16, restore_prior=str(path))
     assert not (several / "old.safetensors").exists() and (several / "new.safetensors").exists()
     assert len(files(several)) == 3
+
+
+def test_what_a_disk_has_lost_is_noticed_after_the_machine_has_started_again(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, boot = tmp_path / "x.pth.tar", tmp_path / "boot"
+    prior = written("prior", path, published=True, stream=False)
+    compared, compare = [], shared._sum_is_right
+    monkeypatch.setattr(shared, "_sum_is_right", lambda file: compared.append(compare(file)) or compared[-1])
+    monkeypatch.setattr(shared, "_BOOT", boot)
+
+    def is_right() -> bool:
+        loaded = built("prior", None, restore_prior=str(path))
+        assert pages_of(loaded, files(several)[0]) == len(loaded.state_dict())
+        return all(torch.equal(tensor, prior.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+    boot.write_text("the first\n")
+    assert is_right() and is_right() and compared == []
+    (file,) = files(several)
+    whole = file.read_bytes()
+    for first in (len(whole) // 2, len(whole) - 512):
+        boot.write_text(f"after {first}\n")
+        assert is_right() and is_right() and compared == [True]  # once, not by everyone
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        with file.open("r+b") as changed:  # size and times stay, as where blocks never reached the disk
+            changed.seek(first)
+            changed.write(bytes(255 - byte for byte in whole[first : first + 512]))
+        os.utime(file, ns=times)
+        boot.write_text(f"after {first} was lost\n")
+        assert is_right() and is_right() and compared == [True, False] and file.read_bytes() == whole
+        compared.clear()
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_no_reason_for_copies(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others make room at the same time, for files of theirs, under locks of theirs."""
+    path = tmp_path / "x.pth.tar"
+    prior = written("prior", path, published=True, stream=False)
+    several.mkdir(parents=True)
+    (several / "listed.safetensors").symlink_to("nowhere")  # and no more there when it is looked at
+    old = several / "old.safetensors"
+    old.write_bytes(bytes(2000))
+    usage, read = shutil.disk_usage, shared.read_safetensors
+
+    def full_until_removed(folder: Path) -> object:
+        if not old.exists():
+            return usage(folder)
+        old.unlink()
+        return usage(folder)._replace(free=0)
+
+    def removed_when_mapped(file: Path) -> dict[str, torch.Tensor]:
+        tensors = read(file)
+        file.unlink()
+        return tensors
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "_SPARE", 0)
+        patch.setattr(shutil, "disk_usage", full_until_removed)
+        first = built("prior", torch.float16, restore_prior=str(path))
+    assert not old.exists() and len(files(several)) == 2
+    monkeypatch.setattr(shared, "read_safetensors", removed_when_mapped)
+    monkeypatch.setattr(shared, "_write", None)  # nor is it converted again
+    second = built("prior", torch.float16, restore_prior=str(path))
+    assert len(files(several)) == 1
+    assert "copy of its own" not in capsys.readouterr().out
+    for loaded in (first, second):
+        assert torch.equal(loaded.autoregressive.positions, prior.autoregressive.positions)
