@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from songbloom.prior.config import dtype_of
-from songbloom.prior.songbloom.layers import Linear
 from songbloom.prior.songbloom.llama import CHUNK
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.sampling import memory
@@ -21,13 +20,7 @@ _WHOLE = 3  # vectors of every position: what is read, and what comes of it
 def weight_bytes(prior: SongBloomPrior, precision: str) -> float:
     """What the weights take as they are loaded: matrices of the transformers in the precision, all else in float32."""
     itemsize = dtype_of(precision).itemsize
-    parts = (prior.language_model, prior.patch_encoder, prior.classifier.hidden, prior.diffusion)
-    kept = sum(
-        module.weight.numel()
-        for part in parts
-        for name, module in part.named_modules()
-        if isinstance(module, Linear) and not name.startswith("time.")
-    )
+    kept = sum(prior.get_parameter(name).numel() for name in prior.matrices())
     return itemsize * kept + 4.0 * (sum(each.numel() for each in prior.parameters()) - kept)
 
 

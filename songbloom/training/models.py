@@ -173,9 +173,9 @@ def make_songbloom_prior(
         hps[LYRIC_SYMBOLS] = make_vocabulary(hps).symbols
     if str(device) != "meta":
         weights = "raw" if training else "ema"
-        restore(prior, hps["restore_prior"], "prior", hps=hps, weights=weights, device=device)
-    if dtype is not None and dtype != torch.float32:
-        prior.store_matrices(dtype)
+        restore(prior, hps["restore_prior"], "prior", hps=hps, weights=weights, dtype=dtype, device=device)
+    if dtype is not None:
+        prior.store_matrices(dtype)  # if they have not come so
     return _ready(prior, device, training)
 
 

@@ -12,9 +12,9 @@ import ctypes
 import mmap
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -202,13 +202,19 @@ def fill(
 
 
 def wanted_types(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """What :func:`fill` keeps each tensor of a module on the meta device in."""
-    found = {}
-    for name, own in module.state_dict(keep_vars=True).items():
-        prefix, _, leaf = name.rpartition(".")
-        matrix = leaf == "weight" and isinstance(module.get_submodule(prefix), Linear)
-        found[name] = dtype if dtype and matrix else own.dtype
-    return found
+    """What :func:`fill` keeps each tensor of a module on the meta device in.
+
+    A module may say which of its tensors are matrices of linear maps, by a method ``matrices`` that gives their names.
+    """
+    if hasattr(module, "matrices"):
+        matrices = set(cast(Callable[[], Iterable[str]], module.matrices)())
+    else:
+        found = ((where, each) for where, each in module.named_modules() if isinstance(each, Linear))
+        matrices = {f"{where}.weight" if where else "weight" for where, _ in found}
+    return {
+        name: dtype if dtype and name in matrices else own.dtype
+        for name, own in module.state_dict(keep_vars=True).items()
+    }
 
 
 def _put(parent: nn.Module, leaf: str, own: Tensor, tensor: Tensor) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from make_models import make_prior, make_vqvae
+from make_models import make_prior, make_songbloom_prior, make_vqvae, save
 from songbloom import distributed
 from songbloom.published import fetch
 from songbloom.training import shared
+from tests.sampling import songbloom_tiny
 from tests.training.test_stored import built, settings, written
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot share them")
@@ -73,6 +74,29 @@ def test_a_file_of_ours_is_shared_as_it_is_and_converted_where_it_must_be(severa
     assert files(several) == []
     built("prior", torch.bfloat16, restore_prior=str(path))
     assert len(files(several)) == 1
+
+
+@pytest.mark.parametrize(("dtype", "published"), [(torch.bfloat16, False), (torch.float16, True), (None, False)])
+def test_a_prior_of_the_second_family_is_shared_as_well(
+    dtype: torch.dtype | None, published: bool, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior, hps, path = songbloom_tiny.tiny_prior(), songbloom_tiny.settings("tiny_songbloom"), tmp_path / "song.pt"
+    save(prior, path, "prior", hps, published=published)
+    hps["restore_prior"] = str(path)
+    first = make_songbloom_prior(hps, dtype=dtype)
+    (file,) = files(several) if dtype else [path]  # without a type they are pages of the checkpoint itself
+    monkeypatch.setattr(shared, "_write", None)
+    second = make_songbloom_prior(hps, dtype=dtype)
+    matrices = set(prior.matrices())
+    assert {"classifier.hidden.weight", "language_model.layers.0.mlp.gate_up.weight"} <= matrices
+    prior.store_matrices(dtype or torch.float32)
+    for loaded in (first, second):
+        assert pages_of(loaded, file) == len(loaded.state_dict())
+        for name, tensor in prior.state_dict().items():
+            own = loaded.state_dict()[name]
+            assert own.dtype == (dtype if dtype and name in matrices else torch.float32), name
+            assert torch.equal(own, tensor), name
+    assert dtype is None or not any("embedding" in name or ".time." in name for name in matrices)
 
 
 def test_other_weights_types_and_choices_have_files_of_their_own(several: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +53,22 @@ class SongBloomPrior(nn.Module):
         nn.init.normal_(self.start, std=self.config.init_std, generator=generator)
         nn.init.normal_(self.diffusion.time.frequencies, generator=generator)
 
-    def store_matrices(self, dtype: torch.dtype) -> SongBloomPrior:
-        """Keep the transformers' matrices in ``dtype``, to read them without casting when computing in it.
+    def matrices(self) -> Iterator[str]:
+        """Names of the transformers' matrices, which may be kept in another type than float32.
 
-        Everything small or delicate stays in float32: norms, embeddings, diffusion time, and the token classifier's
-        last map.
+        What is small or delicate is not among them: norms, embeddings, diffusion time, and the token classifier's last
+        map.
         """
-        for part in (self.language_model, self.patch_encoder, self.classifier.hidden, self.diffusion):
-            for name, module in part.named_modules():
+        for place in ("language_model", "patch_encoder", "classifier.hidden", "diffusion"):
+            for name, module in self.get_submodule(place).named_modules():
                 if isinstance(module, Linear) and not name.startswith("time."):
-                    module.weight.data = module.weight.data.to(dtype)
+                    yield ".".join(part for part in (place, name, "weight") if part)
+
+    def store_matrices(self, dtype: torch.dtype) -> SongBloomPrior:
+        """Keep the transformers' matrices in ``dtype``, to read them without casting when computing in it."""
+        for name in self.matrices():
+            matrix = self.get_parameter(name)
+            matrix.data = matrix.data.to(dtype)
         return self
 
     # ------------------------------------------------------------------------------------------------ conditions
