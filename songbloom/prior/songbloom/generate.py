@@ -130,7 +130,8 @@ class _Latents:
             return None
         if self.steps is None:
             if native.available(known):
-                self.steps = native.NativeDiffusion(self.prior.diffusion, copied_bytes=steps.COPIED_BYTES)
+                half = known.dtype == torch.bfloat16
+                self.steps = native.NativeDiffusion(self.prior.diffusion, copied_bytes=steps.COPIED_BYTES, half=half)
             elif can_step_fast(known):
                 self.steps = steps.DiffusionSteps(self.prior.diffusion)
             else:

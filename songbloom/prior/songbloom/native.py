@@ -43,6 +43,12 @@ def faster_than_half(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and available(x) and "amx_bf16" not in loader.cpu_features()
 
 
+def multiplies_halves() -> bool:
+    """Whether the library multiplies in half precision (float16): on processors with AVX512-FP16, by a compiler that
+    knows it. Ask :func:`available` first."""
+    return bool(_library().song_halves())
+
+
 def _library() -> ctypes.CDLL:
     found = loader.library("song")
     assert found is not None, "ask available() first"
@@ -58,7 +64,7 @@ def _ints(*names: str) -> tuple[tuple[str, Any], ...]:
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (*_pointers("weight", "bias", "panels"), *_ints("outputs", "inputs", "kind", "gated"))
+    _fields_ = (*_pointers("weight", "bias", "panels", "scales"), *_ints("outputs", "inputs", "kind", "gated"))
 
 
 def _matrices(*names: str) -> tuple[tuple[str, Any], ...]:
@@ -138,6 +144,14 @@ class _Weights:
         assert isinstance(module, Linear)
         self.matrix(to, effective_weight(module), module.bias, gated=gated)
 
+    def scales(self, matrices: list[_Matrix]) -> None:
+        """Have these multiplied in half precision, by what each row is divided by there."""
+        library = _library()
+        for each in matrices:
+            room = torch.empty(library.song_scales_size(ctypes.addressof(each)))
+            library.song_find_scales(ctypes.addressof(each), room.data_ptr())
+            each.scales = self.address(room)
+
     def panels(self, matrices: list[_Matrix]) -> None:
         """Lay matrices as the products read them, once for all, in the order in which they are read."""
         library = _library()
@@ -171,11 +185,13 @@ class NativeDiffusion:
 
     Args:
         diffusion: its weights, on a CPU.
-        copied_bytes: matrices that take at most this much together, in float32, are copied in the order in which they
-            are read; larger ones are laid so at each step, which takes a quarter more time and no memory.
+        copied_bytes: matrices that take at most this much together, as they are multiplied, are copied in the order in
+            which they are read; larger ones are laid so at each step, which takes a quarter more time and no memory.
+        half: multiply the layers' matrices in half precision where :func:`multiplies_halves`: numbers have 11 bits,
+            sums are float32 from run to run. What goes from layer to layer, norms and attention stay float32.
     """
 
-    def __init__(self, diffusion: DiffusionTransformer, *, copied_bytes: int) -> None:
+    def __init__(self, diffusion: DiffusionTransformer, *, copied_bytes: int, half: bool = False) -> None:
         self.diffusion, self.config = diffusion, diffusion.config
         config, weights = self.config, _Weights()
         self._weights, self._library = weights, _library()
@@ -209,7 +225,11 @@ class NativeDiffusion:
         )
         weights.linear(step.project_in, diffusion.project_in)
         weights.linear(step.project_out, diffusion.project_out)
-        if 4 * sum(each.outputs * each.inputs * (1 + each.gated) for each in matrices) <= copied_bytes:
+        self.half = half and multiplies_halves()
+        if self.half:
+            weights.scales(matrices)
+        itemsize = 2 if self.half else 4
+        if itemsize * sum(each.outputs * each.inputs * (1 + each.gated) for each in matrices) <= copied_bytes:
             weights.panels([*matrices, step.project_in, step.project_out])
         self._address = ctypes.addressof(step)
         self._moments: dict[float, tuple[Tensor, Tensor | None]] = {}

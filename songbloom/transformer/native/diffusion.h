@@ -10,7 +10,7 @@
 #include <cmath>
 #include <vector>
 
-#include "panels.h"
+#include "half_panels.h"
 #include "products.h"
 
 // These structures are written out again in songbloom/prior/songbloom/native.py.
@@ -74,6 +74,7 @@ inline void add(const float* made, int count, float* to) {
 // Parts of the scratch memory; those of a thread come last.
 struct DiffusionScratch {
     float *y, *qkv, *normed, *attended, *hidden, *own;
+    HalfRows half;
     int64_t row, row3, hidden_row, head, panel, keys, own_size, size;
     DiffusionScratch(const Diffusion& d, float* at) {
         const int64_t rows = int64_t(d.songs) * d.positions, head_width = d.width / d.heads;
@@ -87,6 +88,9 @@ struct DiffusionScratch {
         const int64_t hidden_size = ROWS * hidden_row, qkv_size = rows * row3 + PANEL;
         qkv = hidden = take(hidden_size > qkv_size ? hidden_size : qkv_size);
         const int64_t inputs = d.width > d.hidden ? d.width : d.hidden;
+        half.stride = apart(pairs_of(inputs));
+        const bool halves = d.layers[0].query.scales;
+        half.pairs = reinterpret_cast<uint32_t*>(take(halves ? ROWS * half.stride : 0)), half.scales = take(halves ? ROWS : 0);
         panel = (inputs > d.latent ? inputs : d.latent) * PANEL;
         own_size = rounded(panel + (d.positions + 1) * head + head_width * keys + GROUP * keys);
         own = take(d.threads * own_size);
@@ -182,8 +186,14 @@ class Look {
         });
     }
 
+    // Rows of layers' matrices are ROWS at most.
     template <class Use>
     void times(const Matrix& matrix, const float* a, int64_t stride, int rows, Use use) {
+        if (HALVES && matrix.scales) {
+#pragma omp for
+            for (int r = 0; r < rows; ++r) narrow(a + r * stride, matrix.inputs, m.half.pairs + r * m.half.stride, m.half.scales + r);
+            return half_product(matrix, m.half, rows, room, d.threads, use);
+        }
         product(matrix, a, stride, rows, room, d.threads, use);
     }
 

@@ -16,7 +16,8 @@ enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };
 struct Matrix {
     const void* weight;   // [outputs][inputs], or of a gated one [2 outputs][inputs]: the gates, then what they gate
     const float* bias;    // [outputs], may be null
-    const float* panels;  // all panels as pack() lays them; null: each is laid where and when it is needed
+    const float* panels;  // all of them as lay_panel() lays them; null: each is laid where and when it is needed
+    const float* scales;  // of each panel's columns, which makes them half precision (half_panels.h); null: float32
     int32_t outputs, inputs, kind, gated;
 };
 

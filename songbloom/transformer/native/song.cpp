@@ -45,11 +45,20 @@ void song_large_pages(void* from, int64_t bytes) {
 #endif
 }
 
+// Whether this processor multiplies in half precision; matrices without scales are multiplied in float32 on any.
+int32_t song_halves() { return HALVES; }
+
+// Scales of all columns of a matrix's panels, and the finding of them, before the panels are laid.
+int64_t song_scales_size(const Matrix* m) { return panels_of(*m) * PANEL; }
+
+void song_find_scales(const Matrix* m, float* to) { find_scales(*m, to); }
+
 // Floats that all panels of a matrix take, and the laying of them.
-int64_t song_panels_size(const Matrix* m) { return panels_of(*m) * panel_size(*m); }
+int64_t song_panels_size(const Matrix* m) { return panels_of(*m) * (m->scales ? half_panel_size(*m) : panel_size(*m)); }
 
 void song_lay_panels(const Matrix* m, float* to) {
-    for (int p = 0; p < panels_of(*m); ++p) lay_panel(*m, p, to + p * panel_size(*m));
+    const int64_t size = m->scales ? half_panel_size(*m) : panel_size(*m);
+    for (int p = 0; p < panels_of(*m); ++p) m->scales ? lay_half_panel(*m, p, to + p * size) : lay_panel(*m, p, to + p * size);
 }
 
 int64_t song_diffusion_scratch(const Diffusion* d) { return DiffusionScratch(*d, nullptr).size; }

@@ -30,9 +30,9 @@ def no_gradients():
         yield
 
 
-def velocities(prior, inputs, t=0.4, copied_bytes=1 << 28):
+def velocities(prior, inputs, t=0.4, copied_bytes=1 << 28, half=False):
     x, hidden, sketch, previous = inputs
-    fast = NativeDiffusion(prior.diffusion, copied_bytes=copied_bytes)
+    fast = NativeDiffusion(prior.diffusion, copied_bytes=copied_bytes, half=half)
     fast.begin(prior.diffusion.known(hidden, sketch, previous))
     return fast.velocity(x, torch.tensor(t))
 
