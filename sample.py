@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -91,12 +92,12 @@ def prepare(options: Hyperparams) -> Job:
     levels = len(parts_of(options.model)) - 1
     to_write = request.levels_to_write(options, levels)
     # What is missing on this disk, and what cannot be built, is refused before anything is downloaded.
-    find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
+    places = find_weights(options.model, overrides, to_write, checkpoints=checkpoints, download=False)
     _, sizes = make_model(options.model, "meta", overrides, to_write, checkpoints=checkpoints)
     given = applying.read_all(options.lora, options.lora_alpha)
     adapters = applying.by_level(given, {prior.level: prior for prior in sizes}, levels)
     labellers = find_labellers(options.model, overrides, checkpoints, sizes)
-    check_memory(options, sizes)
+    check_memory(options, sizes, places)
     weights = find_weights(options.model, overrides, to_write, checkpoints=checkpoints)
     check_together(weights.values(), open_weights)
     # All ranks download together. From here on files are named, since a rank without items loads no prior.
@@ -163,7 +164,7 @@ def batches_of(options: Hyperparams, sizes: Sequence[Prior], items: int) -> dict
     return memory.choose_batches(sizes, request.precision_of(options, device), device, items, before)
 
 
-def check_memory(options: Hyperparams, sizes: Sequence[Prior]) -> None:
+def check_memory(options: Hyperparams, sizes: Sequence[Prior], places: Mapping[str, Path]) -> None:
     """Say what sampling needs of memory, and refuse what cannot fit, before anything is downloaded."""
     levels, device = len(parts_of(options.model)) - 1, world().device
     items = items_of(options, min(each.level for each in sizes))
@@ -171,14 +172,15 @@ def check_memory(options: Hyperparams, sizes: Sequence[Prior]) -> None:
     settings = {
         each.level: request.level_settings(options, each, levels, device, batches[str(each.level)]) for each in sizes
     }
-    needs.check(sizes, settings, items, device)
+    sources = {each.level: places[parts_of(options.model)[1 + each.level]] for each in sizes}
+    needs.check(sizes, settings, items, device, sources)
 
 
 def prepare_songbloom(options: Hyperparams) -> Job:
     """The same for a model of the SongBloom family, which writes its two levels in turns."""
     overrides, checkpoints = model_files(options)
     device = world().device
-    find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
+    places = find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
     sizes, prior_sizes = make_songbloom(options.model, "meta", overrides, checkpoints=checkpoints)
     adapters = applying.by_level(applying.read_all(options.lora, options.lora_alpha), {0: prior_sizes})
     config, form = prior_sizes.config, Frames(prior_sizes.config.eos)
@@ -199,7 +201,8 @@ def prepare_songbloom(options: Hyperparams) -> Job:
         options, usual, config, frame_rate=frame_rate, precision=precision, batch=before.get("0") or fitting
     )
     mine = -(-items // world().size)
-    needs.tell([songbloom_needs.need_of(prior_sizes, settings, mine, frames, codec_bytes=codec_bytes)], device)
+    more = {"device": device, "source": places.get(parts_of(options.model)[-1])}
+    needs.tell([songbloom_needs.need_of(prior_sizes, settings, mine, frames, codec_bytes=codec_bytes, **more)], device)
     weights = find_weights(options.model, overrides, checkpoints=checkpoints)
     files = {name: str(path) for name, path in weights.items()}
     if make_songbloom(options.model, "meta", overrides, checkpoints=files)[1].config != config:

@@ -1,13 +1,15 @@
 """What a run needs of memory, level by level, said before it begins and before anything is downloaded.
 
 Levels take turns: the prior of one is let go before that of the next is loaded, so a run needs what its largest level
-does. Weights that are pages of a file on disk are shared by all processes of a machine; caches are each process's own.
+does. Weights that are pages of a file on disk, a checkpoint or one that was converted from it, are shared by all
+processes of a machine; copies, where no such file can be, and caches are each process's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,7 @@ from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.sampling.memory import free_bytes, item_bytes, weight_bytes
 from songbloom.sampling.sampler import LevelSettings
+from songbloom.training.shared import are_shared
 from songbloom.transformer.decoding import worth_packing
 from songbloom.transformer.layers import Linear
 from songbloom.transformer.native import stepper
@@ -67,7 +70,9 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.device) -> Need:
+def need_of(
+    prior: Prior, settings: LevelSettings, items: int, device: torch.device, *, source: Path | None = None
+) -> Need:
     """What sampling a level takes.
 
     Args:
@@ -75,6 +80,7 @@ def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.dev
         settings: of the level.
         items: of this process.
         device: where it will be.
+        source: the file of its weights; None where that is not known.
     """
     dtype = dtype_of(settings.precision)
     matrices = sum(module.weight.numel() for module in prior.modules() if isinstance(module, Linear))
@@ -85,7 +91,7 @@ def need_of(prior: Prior, settings: LevelSettings, items: int, device: torch.dev
         prepared = float(matrices)
     elif not stepper.available(dtype, device) and worth_packing(dtype, device, together):
         prepared = float(dtype.itemsize * matrices)
-    shared = weights if device.type == "cpu" else 0.0  # see songbloom.training.shared
+    shared = weights if device.type == "cpu" and are_shared(weights, source, dtype) else 0.0
     word = f"{settings.precision}, {settings.quantize}" if settings.quantize else settings.precision
     return Need(prior.level, word, weights, shared, prepared, item_bytes(prior, settings.precision), together)
 
@@ -95,6 +101,7 @@ def check(
     settings: Mapping[int, LevelSettings],
     items: int,
     device: torch.device,
+    sources: Mapping[int, Path] | None = None,
 ) -> list[Need]:
     """Say what each level needs, where that is much, and refuse what cannot fit; all ranks call it together.
 
@@ -103,12 +110,14 @@ def check(
         settings: by level.
         items: of the run.
         device: where priors will be.
+        sources: the file of the weights of each level, as far as known.
 
     Raises:
         UserError: a level needs more than there is, as far as the system tells.
     """
-    mine = -(-items // world().size)
-    return tell([need_of(each, settings[each.level], mine, device) for each in priors], device)
+    mine, files = -(-items // world().size), sources or {}
+    found = [need_of(each, settings[each.level], mine, device, source=files.get(each.level)) for each in priors]
+    return tell(found, device)
 
 
 def tell(needs: Sequence[Need], device: torch.device) -> list[Need]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.sampling import memory
 from songbloom.sampling.needs import Need
 from songbloom.sampling.songbloom_writer import LATENTS, SongSettings
+from songbloom.training.shared import are_shared
 
 _BUFFERS = 12  # activations of a position that live at once, in widths of the model
 _WHOLE = 3  # vectors of every position: what is read, and what comes of it
@@ -40,7 +42,16 @@ def item_bytes(prior: SongBloomPrior, precision: str, frames: int) -> float:
     return position_bytes(prior, precision) * (2 * positions + config.prefix) + scores + inner
 
 
-def need_of(prior: SongBloomPrior, settings: SongSettings, items: int, frames: int, *, codec_bytes: float) -> Need:
+def need_of(
+    prior: SongBloomPrior,
+    settings: SongSettings,
+    items: int,
+    frames: int,
+    *,
+    codec_bytes: float,
+    device: torch.device | None = None,
+    source: Path | None = None,
+) -> Need:
     """What sampling takes in one process.
 
     Args:
@@ -48,12 +59,16 @@ def need_of(prior: SongBloomPrior, settings: SongSettings, items: int, frames: i
         settings: of the run.
         items: of this process.
         frames: of a song.
-        codec_bytes: of the codec's weights.
+        codec_bytes: of the codec's weights, which every process has for itself.
+        device: where it will be; None: a CPU.
+        source: the file of the prior's weights; None where that is not known.
     """
-    precision = settings.precision
-    weights = weight_bytes(prior, precision) + codec_bytes + position_bytes(prior, precision) * prior.config.prefix
+    precision, mine = settings.precision, weight_bytes(prior, settings.precision)
+    on_cpu = device is None or device.type == "cpu"
+    shared = mine if on_cpu and are_shared(mine, source, dtype_of(precision)) else 0.0
+    weights = mine + codec_bytes + position_bytes(prior, precision) * prior.config.prefix
     together = max(1, min(items, settings.max_batch_size))
-    return Need(LATENTS, precision, weights, 0.0, 0.0, item_bytes(prior, precision, frames), together)
+    return Need(LATENTS, precision, weights, shared, 0.0, item_bytes(prior, precision, frames), together)
 
 
 def batch_of(

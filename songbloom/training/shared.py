@@ -37,6 +37,7 @@ from songbloom.errors import UserError
 from songbloom.files import written_beside
 from songbloom.published import fetch as downloads
 from songbloom.published.safetensors import NAMES, SUFFIX, read_safetensors
+from songbloom.training.checkpoint import open_file
 from songbloom.training.stored import Stored, fill, wanted_types
 
 FOLDER = "converted"
@@ -228,11 +229,7 @@ def _make_room(target: Path, size: int) -> None:
     """
     if size > LARGEST:
         raise OSError(f"{size / 1e9:.1f} GB are more than {target.parent} is to hold")
-    used = {}  # file → when it was used, its size
-    for path in target.parent.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # others make room as well
-            status = path.stat()
-            used[path] = status.st_atime_ns, status.st_size
+    used = _used(target.parent)
     held = sum(each for _, each in used.values())
     others = sorted(used, key=used.__getitem__)
     while others and (held + size > LARGEST or shutil.disk_usage(target.parent).free < size + _SPARE):
@@ -241,6 +238,41 @@ def _make_room(target: Path, size: int) -> None:
         oldest.unlink(missing_ok=True)
     if shutil.disk_usage(target.parent).free < size + _SPARE:
         raise OSError(f"{target.parent} has no room for {size / 1e9:.1f} GB")
+
+
+def _used(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Each file of the folder: when it was used last, and its size."""
+    found = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # others make room as well
+            status = path.stat()
+            found[path] = status.st_atime_ns, status.st_size
+    return found
+
+
+def are_shared(size: float, source: Path | None, dtype: torch.dtype) -> bool:
+    """Whether processes of a machine that load so many bytes of weights for its CPUs will share them.
+
+    Either they are pages of the checkpoint, or there is room for a converted file in the cache folder, as far as can be
+    told beforehand.
+
+    Args:
+        size: bytes, as they are loaded.
+        source: the checkpoint; None, or a file that is not there yet, is one to be converted.
+        dtype: that matrices are kept in.
+    """
+    with contextlib.suppress(OSError, UserError):
+        if source is not None and dtype == torch.float32 and source.is_file():
+            stored = open_file(source, verify=False)
+            if stored.mapped and stored.content.get("kind") == "prior":  # a file of ours
+                return True
+    with contextlib.suppress(OSError):
+        folder = downloads.cache_folder() / FOLDER
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        room = shutil.disk_usage(there).free + sum(each for _, each in _used(folder).values())
+        writable = there.is_dir() and os.access(there, os.W_OK)
+        return hasattr(os, "posix_fallocate") and writable and size <= LARGEST and room >= size + _SPARE
+    return False
 
 
 def worth_sharing(module: nn.Module, device: torch.device | str) -> bool:

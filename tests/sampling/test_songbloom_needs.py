@@ -35,6 +35,16 @@ def test_the_published_model_s_needs() -> None:
     assert songbloom_needs.need_of(prior, SongSettings(max_batch_size=2), 4, 4000, codec_bytes=vae).items == 2
 
 
+def test_ranks_share_the_prior_but_not_the_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, prior = make_songbloom("songbloom_150s", "meta", restored=False)
+    for there in (True, False):
+        monkeypatch.setattr(songbloom_needs, "are_shared", lambda *_, there=there: there)
+        need = songbloom_needs.need_of(prior, SongSettings(), 4, 4000, codec_bytes=5e9)
+        assert need.shared == there * 4 * sum(each.numel() for each in prior.parameters())
+        on_gpu = songbloom_needs.need_of(prior, SongSettings(), 4, 4000, codec_bytes=5e9, device=torch.device("cuda"))
+        assert on_gpu.shared == 0
+
+
 def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, prior = make_songbloom("songbloom_150s", "meta", restored=False)
     vae = songbloom_needs.parameter_bytes([codec.vae])
