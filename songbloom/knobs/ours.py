@@ -82,6 +82,12 @@ VAE = group(
         "one lets true silence and the valleys between harmonics decide the steps",
         minimum=0,
     ),
+    vae_mel=Knob(
+        0.0,
+        "Weight of the mean difference of the logarithms of mel bands, at the sizes and with the floor of the spectral "
+        "loss: formants and consonants are kept, which single magnitudes blur",
+        minimum=0,
+    ),
     vae_waveform=Knob(0.0, "Weight of the mean absolute difference of samples", minimum=0),
     vae_kl=Knob(1e-4, "Weight of the latents' divergence from a normal law", minimum=0),
     vae_adversarial=Knob(0.0, "Weight of a discriminator's judgement; 0: no discriminator", minimum=0),

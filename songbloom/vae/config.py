@@ -31,6 +31,8 @@ class VAEConfig:
         vae_spectral_n_fft: its transforms' sizes; hops are a quarter of them.
         vae_perceptual: whether it weighs frequencies by how loud the ear finds them.
         vae_spectral_floor: added to magnitudes before the spectral loss takes their logarithm.
+        vae_mel: weight of the mean difference of the logarithms of mel bands; its transforms and floor are the spectral
+            loss's.
         vae_waveform: weight of the mean absolute difference of samples.
         vae_kl: weight of the latents' divergence from a normal law.
         vae_adversarial: weight of the discriminator's judgement; 0 builds no discriminator.
@@ -58,6 +60,7 @@ class VAEConfig:
     vae_spectral_n_fft: tuple[int, ...] = (2048, 1024, 512, 256, 128, 64, 32)
     vae_perceptual: bool = True
     vae_spectral_floor: float = LOG_FLOOR
+    vae_mel: float = 0.0
     vae_waveform: float = 0.0
     vae_kl: float = 1e-4
     vae_adversarial: float = 0.0

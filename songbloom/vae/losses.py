@@ -2,7 +2,8 @@
 
 Source: Steinmetz et al. 2020, *Automatic multitrack mixing with a differentiable mixing console* (spectra of sum and
 difference); Yamamoto et al. 2020, *Parallel WaveGAN* (spectral convergence and log magnitudes over several sizes);
-Wright & Välimäki 2019 (perceptual weighting); Evans et al. 2024, *Stable Audio Open*, section 4. All of it runs in
+Wright & Välimäki 2019 (perceptual weighting); Evans et al. 2024, *Stable Audio Open*, section 4; Kumar et al. 2023,
+*High-Fidelity Audio Compression with Improved RVQGAN*, section 3.5 (mel bands at several sizes). All of it runs in
 float32 even under autocast.
 """
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from songbloom.audio import spectral
+from songbloom.sketch.mel import mel_filters
 
+MOST_BANDS = 80  # of a mel spectrum; small transforms have fewer, one for eight samples
 SILENCE = 1e-3  # -60 dB: convergence is relative to the target's norm, or that of noise so quiet if it is quieter
 
 
@@ -102,6 +105,42 @@ def spectral_losses(
         logarithms = ((reference + floor).log() - (magnitude + floor).log()).abs().flatten(1).mean(dim=1)
         total = total + (distance / norm.clamp_min(quiet) + logarithms).view(shape).mean(dim=0)
     return total / len(transforms)
+
+
+def mel_loss(
+    target: Tensor,
+    output: Tensor,
+    *,
+    transforms: Sequence[spectral.STFT],
+    sample_rate: int,
+    floor: float = spectral.LOG_FLOOR,
+) -> Tensor:
+    """Mean difference of the logarithms of mel bands, averaged over the transforms, the views and the batch.
+
+    A band adds up the magnitudes of its frequencies. So noise, whose single magnitudes nothing can foretell, is
+    compared by its strength, and formants by their place: what makes consonants and vowels.
+
+    Args:
+        target: audio ``[N, T, C]``; no gradient flows to it.
+        output: audio ``[N, T, C]``.
+        transforms: sizes to compare at; one of ``n_fft`` samples has ``n_fft // 8`` bands, 80 at most.
+        sample_rate: Hz.
+        floor: added to bands before their logarithm.
+
+    Returns:
+        one number.
+
+    Raises:
+        UserError: the audio is no longer than half of the largest transform.
+    """
+    wanted, given = (stereo_views(audio).flatten(0, 1) for audio in (target.detach(), output))
+    parts = []
+    for stft in transforms:
+        filters = mel_filters(sample_rate, stft.n_fft, max(1, min(MOST_BANDS, stft.n_fft // 8))).to(output.device)
+        with torch.no_grad():
+            reference = (spectral.magnitudes(wanted, stft) @ filters + floor).log()
+        parts.append(((spectral.magnitudes(given, stft) @ filters + floor).log() - reference).abs().mean())
+    return torch.stack(parts).mean()
 
 
 def _norm(x: Tensor) -> Tensor:

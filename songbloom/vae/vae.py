@@ -374,6 +374,15 @@ class VAE(nn.Module):
         spectral = views.mean()
         loss = config.vae_spectral * spectral + config.vae_waveform * waveform + config.vae_kl * kl
         numbers = {"spectral_loss": spectral, "l1_loss": waveform, "l2_loss": difference.square().mean(), "kl": kl}
+        if config.vae_mel:
+            numbers["mel_loss"] = losses.mel_loss(
+                target,
+                output,
+                transforms=config.transforms,
+                sample_rate=config.sr,
+                floor=config.vae_spectral_floor,
+            )
+            loss = loss + config.vae_mel * numbers["mel_loss"]
         if self.channels == 2:
             numbers |= {"sum_difference_loss": views[:2].mean(), "left_right_loss": views[2:].mean()}
         return loss, numbers

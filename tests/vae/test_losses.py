@@ -61,6 +61,32 @@ def test_what_is_quieter_than_the_floor_hardly_counts() -> None:
     assert loss(100.0, 1e-6) == pytest.approx(loss(100.0, 0.1), rel=0.02)
 
 
+def _mel(target: torch.Tensor, output: torch.Tensor, floor: float = 1e-4) -> float:
+    made = losses.mel_loss(target, output, transforms=TRANSFORMS, sample_rate=8000, floor=floor)
+    return float(made)
+
+
+def test_the_mel_loss_is_the_ratio_of_strengths_whatever_the_noise() -> None:
+    target = 30 * sound(2, 4000, 1)
+    assert _mel(target, target) == 0
+    assert _mel(target, 0.5 * target) == pytest.approx(math.log(2), abs=5e-3)
+    other = 30 * sound(2, 4000, 1, seed=7)  # another noise of the same strength
+    assert _mel(target, other) < 0.75 * float(_spectral(target, other).mean())
+    assert _mel(target, other) < _mel(target, 4 * other)
+
+
+def test_the_mel_loss_heeds_its_floor_and_pulls_towards_the_target() -> None:
+    target = sound(1, 400, 2)
+    assert _mel(target, 2 * target, floor=1e3) < 0.01 < _mel(target, 2 * target, floor=1e-6)
+    output = sound(1, 400, 2, seed=5).requires_grad_()
+    before = losses.mel_loss(target, output, transforms=TRANSFORMS, sample_rate=8000)
+    before.backward()
+    assert output.grad is not None
+    with torch.no_grad():
+        nearer = output - 1e-3 * output.grad / output.grad.abs().max()
+    assert _mel(target, nearer) < before.item()
+
+
 @pytest.mark.parametrize("perceptual", [False, True])
 def test_the_spectral_loss_is_zero_for_the_same_and_pulls_towards_it(perceptual: bool) -> None:
     target = sound(2, 400, 2)

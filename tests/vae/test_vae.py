@@ -239,12 +239,13 @@ def test_the_loss_is_the_weighted_sum() -> None:
     weights = {
         "vae_spectral": 0.5,
         "vae_waveform": 2.0,
+        "vae_mel": 1.5,
         "vae_kl": 0.3,
         "vae_adversarial": 0.7,
         "vae_feature_matching": 3.0,
     }
     _, loss, metrics = tiny_vae(**weights).train()(sound(2, 240, 2))
-    names = ("spectral_loss", "l1_loss", "kl", "adversarial_loss", "feature_matching_loss")
+    names = ("spectral_loss", "l1_loss", "mel_loss", "kl", "adversarial_loss", "feature_matching_loss")
     wanted = metrics["discriminator_loss"] + sum(
         weight * metrics[name] for weight, name in zip(weights.values(), names, strict=True)
     )
