@@ -33,7 +33,7 @@ from make_tasks import (
     songs_of_model,
     start_of,
 )
-from songbloom import distributed
+from songbloom import allocator, distributed
 from songbloom.data.dataset import ChunkDataset
 from songbloom.distributed import say
 from songbloom.hyperparams import Hyperparams
@@ -58,6 +58,8 @@ def main() -> int:
         say(command.text.rstrip())
         return 0
     place = distributed.start(command.hps.device or None)
+    if place.device.type == "cpu":  # elsewhere large tensors are not malloc's
+        allocator.keep_memory()
     for line in command.notices:
         say(line)
     if command.hps.recover_from or command.hps.recover_tokens:

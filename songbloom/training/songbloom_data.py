@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.utils.data import default_collate
 
+from songbloom import allocator
 from songbloom.data.cache import Cache
 from songbloom.data.check import CheckSettings, check_before_training
 from songbloom.data.fields import field
@@ -106,6 +107,7 @@ def encoded_sets(
         for line in encoder.verify([song for each in encoded for song in each], hps.verify_lengths_max):
             say(line)
     say(encoder.cache.report())
+    allocator.give_back()  # training asks for other sizes than the codec did
     return [songbloom_set(hps, codec, encoder.cache, each) for each in encoded]
 
 
