@@ -18,6 +18,7 @@ from songbloom.transformer.cache import DecodingCache
 from songbloom.transformer.decoding import DecodingTransformer, PackedLinear, worth_packing
 from songbloom.transformer.native import stepper as native
 from songbloom.transformer.quantized import QuantizedLinear
+from songbloom.transformer.recording import record
 from songbloom.transformer.static import StaticStep
 
 Head = Callable[[Tensor], Tensor]
@@ -178,20 +179,14 @@ class GraphStepper(TorchStepper):
         return self._logits
 
     def _warm_up_and_record(self) -> None:
-        # Libraries take their memory on the first calls, which must not be recorded. What these calls write into the
-        # cache is the entry of this position, which the replay then writes again.
+        # What the first calls write into the cache is the entry of this position, which the replay then writes again.
         place = self._position.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._run()
-                self._position.copy_(place)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._logits = self._run()
-        self._graph = graph
+
+        def warm_up() -> None:
+            self._run()
+            self._position.copy_(place)
+
+        self._graph, self._logits = record(self._run, warm_up=warm_up, times=3)
 
 
 def _plus_at(x: Tensor, added: Tensor | None, position: Tensor) -> Tensor:

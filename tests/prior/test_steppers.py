@@ -16,6 +16,7 @@ from songbloom.transformer.quantized import dequantized, quantized
 from tests.prior import test_lyrics
 from tests.prior.reference import sample_slowly
 from tests.prior.test_autoregressive import BINS, N_CTX, build, conditions, generators, tokens_of
+from tests.transformer import recorder
 
 WAYS = ["torch", "graph", "plain"] + (["native"] if loader.library() is not None else [])
 
@@ -162,3 +163,24 @@ def test_a_priors_logits_are_bit_for_bit_the_same_in_any_batch(kind, level):
         alone = prior.sample(1, prompt=prompt[one], labels=labels[one], upper_codes=above, preds=own, generators=gens)
         assert torch.equal(alone[0], together[item])
         assert torch.equal(own[0], preds[item])
+
+
+@pytest.mark.parametrize("prompted", [0, 3])
+def test_recorded_steps_draw_what_the_reference_draws(prompted, monkeypatch):
+    """Recorded once, three rounds before it, and replayed at every position, on the memory of the first."""
+    model = build(attn_order=2)
+    told = recorder.install(monkeypatch)
+    run = GraphStepper._run
+    monkeypatch.setattr(GraphStepper, "_run", lambda stepper: told.append("run") or run(stepper))
+
+    def recording(model, given, prepared, *, fast):
+        decoder = DecodingTransformer(given.transformer, given.dtype, quantize=given.quantize)
+        return GraphStepper(given, decoder, head_of(given, True), record=True)
+
+    monkeypatch.setattr("songbloom.prior.autoregressive.stepper_for", recording)
+    prompt = tokens_of(2, length=prompted) if prompted else None
+    made = model.sample(2, prompt=prompt, temperature=0.0)
+    assert torch.equal(made, sample_slowly(model, 2, prompt=prompt, temperature=0.0)[0])
+    before = ["side waits for main", "on side", "run", "run", "run", "off side", "main waits for side"]
+    assert told[:10] == [*before, "record", "run", "recorded"]
+    assert set(told[10:]) == {"replay"} and len(told[10:]) >= N_CTX - prompted - 1

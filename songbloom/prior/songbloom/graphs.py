@@ -1,4 +1,4 @@
-"""Steps on a GPU, recorded once as CUDA graphs and then replayed: one launch instead of some twenty a layer.
+"""Steps on a GPU, recorded once and then replayed (:mod:`songbloom.transformer.recording`).
 
 A graph replays recorded kernels with recorded addresses, so a step must be the same operations on the same memory each
 time: what depends on the position comes from a tensor, and the song's attention looks at all the room that its cache
@@ -8,12 +8,14 @@ has, what is not written yet masked. Elsewhere the same functions run unrecorded
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from songbloom.prior.songbloom.dit import DiffusionTransformer
 from songbloom.prior.songbloom.llama import Cache, LanguageModel
+from songbloom.transformer.recording import record
 
 DEVICES = ("cuda",)  # where steps go this way
 
@@ -43,25 +45,13 @@ class Recorded:
             return self.function(*inputs)
         if self.graph is None:
             self.inputs = [given.clone() for given in inputs]
-            self._warm_up_and_record()
+            run = partial(self.function, *self.inputs)
+            self.graph, self.output = record(run, warm_up=run, times=2)
         for room, given in zip(self.inputs, inputs, strict=True):
             room.copy_(given)
         assert self.graph is not None and self.output is not None
         self.graph.replay()
         return self.output.clone()
-
-    def _warm_up_and_record(self) -> None:
-        # Libraries take their memory on the first calls, which must not be recorded.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.output = self.function(*self.inputs)
-        self.graph = graph
 
 
 class LanguageSteps:
