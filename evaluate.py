@@ -334,7 +334,7 @@ def text_of(told: dict[str, Any]) -> str:
             parts = [(lost or {}).get(name) for name in ("multi_resolution_stft", "log_mel", "si_sdr", "per")]
             line += "".join(f"  {_number(part):>{width}}" for part, width in zip(parts, (5, 10, 9, 9), strict=True))
         lines.append(f"{line}   {row['name']}" + (f" ({row['note']})" if row.get("note") else ""))
-    lines += [*verdicts(told["all"]), *reference_lines(told)]
+    lines += [*verdicts(told["all"]), *margin_lines(told["items"]), *reference_lines(told)]
     return "\n".join(lines)
 
 
@@ -353,6 +353,23 @@ def verdicts(told: dict[str, Any]) -> list[str]:
             if better
             else "the words are not heard: shuffled lyrics fit as well"
         )
+    return lines
+
+
+def margin_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """By how much the words of each song are heard better than shuffled ones, with what chance leaves open.
+
+    The standard error of the mean tells one song's luck from what holds for all of them; two songs are the fewest.
+    """
+    lines = []
+    for where, given in (("", rows), ("after the codec, ", [row.get("codec") or {} for row in rows])):
+        margins = [row["per_shuffled"] - row["per"] for row in given if row.get("per") is not None]
+        if len(margins) > 1:
+            error = np.std(margins, ddof=1) / np.sqrt(len(margins))
+            lines.append(
+                f"  {where}shuffled less PER: {np.mean(margins):.3f} ± {error:.3f} (mean and its standard error over"
+                f" {len(margins)} songs, {sum(margin > 0 for margin in margins)} of them above 0)"
+            )
     return lines
 
 

@@ -72,6 +72,8 @@ def test_lists_words_for_all_and_text(place: Path) -> None:
     shutil.copy(place / "songs" / "00000.wav", place / "wordless")
     told = numbers(place, "--audio_files_dir=wordless", "--lyrics_file=other.txt", "--no_pitch", "--device=cpu")
     assert told["all"]["per"] > 0.6  # other words than were sung
+    done = run_program(place, "--data_jsonl=songs.jsonl", "--no-pitch", "--device=cpu")
+    assert "  shuffled less PER: 0." in done.stdout and "over 2 songs, 2 of them above 0)" in done.stdout
 
 
 def test_what_a_codec_loses(place: Path, tmp_path: Path) -> None:
@@ -94,6 +96,16 @@ def test_what_is_still_heard_after_a_codec(place: Path, tmp_path: Path) -> None:
     assert item["codec"]["voice_presence"] < item["voice_presence"]
     done = run_program(place, *arguments, "--songs=1")
     assert f"{item['codec']['per']:.2f}" in done.stdout.splitlines()[2] and "PER after" in done.stdout
+
+
+def test_by_how_much_words_are_heard_is_told_with_its_error() -> None:
+    rows = [{"per": per, "per_shuffled": 0.7} for per in (0.3, 0.5, 0.7, 0.9)]
+    rows.append({"per": None, "per_shuffled": None})
+    (line,) = evaluate.margin_lines(rows)  # margins .4 .2 0 -.2: mean .1, deviation sqrt(.2 / 3), error half of that
+    assert "shuffled less PER: 0.100 ± 0.129 " in line and "over 4 songs, 2 of them above 0" in line
+    assert evaluate.margin_lines(rows[:1]) == []
+    coded = [{**row, "codec": {"per": 0.6, "per_shuffled": 0.7}} for row in rows[:2]]
+    assert evaluate.margin_lines(coded)[1].startswith("  after the codec, shuffled less PER: 0.100 ± 0.000 ")
 
 
 @pytest.mark.parametrize(
