@@ -15,6 +15,7 @@ import torch
 
 from hparams import HPARAMS_REGISTRY, setup_hparams
 from songbloom.architecture import architecture_keys
+from songbloom.distributed import say
 from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.prior.prior import Prior
@@ -83,6 +84,7 @@ __all__ = [
     "parts_of",
     "restore",
     "save",
+    "say_what_is_assumed",
     "settings_of",
     "songbloom_config",
     "tables_of",
@@ -284,9 +286,34 @@ def complete_songbloom(hps: Hyperparams) -> None:
         saved = content.get("hps") or {}
         if not hps.restore_vae and published_songbloom.is_published(content):
             hps.restore_vae = hub.codec_of(local, content)
+        say_what_is_assumed(hps, "--hps")
         hps.restore_vae = hps.restore_vae or saved.get("restore_vae", "")
     if not hps.restore_vae:
         raise UserError("a SongBloom prior learns latents of a trained VAE: give --restore_vae=FILE (docs/vae.md)")
+
+
+def say_what_is_assumed(hps: Mapping[str, Any], option: str) -> None:
+    """Tell a person, if nothing beside published SongBloom weights tells their settings, which are taken.
+
+    The weights themselves don't: those of the model for 150 s have the names and shapes of those for 240 s.
+
+    Args:
+        hps: the prior's settings, with the place of its weights.
+        option: what names a model with other settings.
+    """
+    local = downloads.target_of(hps["restore_prior"]) if hps["restore_prior"] else None
+    if local is None or not local.is_file() or hub.beside(local, local.stem + hub.SETTINGS):
+        return
+    if published_songbloom.is_published(open_weights(local, verify=False).content):
+        known = " or ".join(
+            one for one in HPARAMS_REGISTRY if hub.is_hub(HPARAMS_REGISTRY[one].get("restore_prior", ""))
+        )
+        say(
+            f"note: {local.name}: there is no {local.stem}{hub.SETTINGS} beside it; taken are rotary_base="
+            f"{hps['rotary_base']:g}, lyric_tokens={hps['lyric_tokens']} and songs of "
+            f"{hps['sample_length_in_seconds']:g} s; if it was trained otherwise, put that file there or give "
+            f"{option}={known}"
+        )
 
 
 def _check_codec(hps: Mapping[str, Any], vae: VAE) -> None:

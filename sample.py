@@ -26,6 +26,7 @@ from make_models import (
     make_songbloom,
     make_vocabulary,
     parts_of,
+    say_what_is_assumed,
     settings_of,
 )
 from songbloom import distributed
@@ -36,6 +37,7 @@ from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.lora import applying
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
+from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.published.fetch import check_together, use_cache_folder
 from songbloom.sampling import labelling, memory, needs, preview, request, songbloom_needs, songbloom_request, tree
 from songbloom.sampling.form import Frames
@@ -46,6 +48,7 @@ from songbloom.sampling.songbloom_labels import SongLabeller, asked_of_options, 
 from songbloom.sampling.songbloom_options import check_family, usual_generation
 from songbloom.sampling.songbloom_options import settings_of as song_settings_of
 from songbloom.sampling.songbloom_writer import SongWriter
+from songbloom.sketch.codec import SketchedCodec
 from songbloom.training.weights import open_weights
 from songbloom.vqvae.vqvae import VQVAE
 
@@ -176,17 +179,17 @@ def check_memory(options: Hyperparams, sizes: Sequence[Prior], places: Mapping[s
     needs.check(sizes, settings, items, device, sources)
 
 
-def prepare_songbloom(options: Hyperparams) -> Job:
-    """The same for a model of the SongBloom family, which writes its two levels in turns."""
+def prepare_songbloom(options: Hyperparams, *, again: bool = False) -> Job:
+    """The same for a model of the SongBloom family, which writes its two levels in turns; ``again`` once files came."""
     overrides, checkpoints = model_files(options)
-    device = world().device
+    device, name = world().device, parts_of(options.model)[-1]
     places = find_weights(options.model, overrides, checkpoints=checkpoints, download=False)
     sizes, prior_sizes = make_songbloom(options.model, "meta", overrides, checkpoints=checkpoints)
     adapters = applying.by_level(applying.read_all(options.lora, options.lora_alpha), {0: prior_sizes})
     config, form = prior_sizes.config, Frames(prior_sizes.config.eos)
     unit, rate = config.patch_size * sizes.hop_lengths[0], sizes.sample_rate
     frame_rate = rate / sizes.hop_lengths[0]
-    hps = settings_of(options.model, parts_of(options.model)[-1], overrides, checkpoints=checkpoints)
+    hps = settings_of(options.model, name, overrides, checkpoints=checkpoints)
     usual = usual_generation(options.model, hps, frame_rate)
     precision = request.precision_of(options, device)
     rows = rows_of_input(options.input_jsonl) if options.input_jsonl else []
@@ -201,12 +204,17 @@ def prepare_songbloom(options: Hyperparams) -> Job:
         options, usual, config, frame_rate=frame_rate, precision=precision, batch=before.get("0") or fitting
     )
     mine = -(-items // world().size)
-    more = {"device": device, "source": places.get(parts_of(options.model)[-1])}
-    needs.tell([songbloom_needs.need_of(prior_sizes, settings, mine, frames, codec_bytes=codec_bytes, **more)], device)
+    need = songbloom_needs.need_of(
+        prior_sizes, settings, mine, frames, codec_bytes=codec_bytes, device=device, source=places.get(name)
+    )
+    needs.tell([need], device)
     weights = find_weights(options.model, overrides, checkpoints=checkpoints)
     files = {name: str(path) for name, path in weights.items()}
     if make_songbloom(options.model, "meta", overrides, checkpoints=files)[1].config != config:
-        return prepare_songbloom(options)  # settings came with the weights; now that they are there, they count
+        if again:
+            raise UserError(f"{files[name]}: its settings change while they are read: is something written there now?")
+        return prepare_songbloom(options, again=True)  # settings came with the weights; now they are there and count
+    say_what_is_assumed(hps, "--model")
     codec, prior = make_songbloom(options.model, device, overrides, checkpoints=files, dtype=dtype_of(precision))
     applying.apply(prior, adapters.get(0, ()))
     hps.update(applying.vocabulary_of(adapters.get(0, ())))
@@ -219,10 +227,7 @@ def prepare_songbloom(options: Hyperparams) -> Job:
     if not rows:
         outputs, asked = [], labelling.asked_of(options, items)
     seeds = seeds_of(options, items, origin, [each.seed for each in asked] if options.prompts_jsonl else ())
-    rules = {"english": hps.lyrics_english, "reading": hps.lyrics_reading, "language": options.language}
-    per_tag = options.seconds_per_tag
-    rules["seconds_per_tag"] = hps.seconds_per_tag if per_tag is None else per_tag
-    labeller = SongLabeller(make_vocabulary(hps), config.lyric_tokens, codec, config.prompt_frames, rules)
+    labeller = song_labeller(options, hps, codec, config)
     earlier = [] if origin is None else origin.labels
     labels = labeller.labels(asked_of_options(options, asked), earlier[0] if earlier else None)
     identity = {
@@ -251,6 +256,16 @@ def prepare_songbloom(options: Hyperparams) -> Job:
         form=form,
         outputs=outputs,
     )
+
+
+def song_labeller(
+    options: Hyperparams, hps: Hyperparams, codec: SketchedCodec, config: SongBloomConfig
+) -> SongLabeller:
+    """What turns the words and style prompts of a run into a song model's tokens and latents."""
+    rules = {"english": hps.lyrics_english, "reading": hps.lyrics_reading, "language": options.language}
+    per_tag = options.seconds_per_tag
+    rules["seconds_per_tag"] = hps.seconds_per_tag if per_tag is None else per_tag
+    return SongLabeller(make_vocabulary(hps), config.lyric_tokens, codec, config.prompt_frames, rules)
 
 
 def kept_seconds(codes: Sequence[Tensor], vqvae: VQVAE) -> float:

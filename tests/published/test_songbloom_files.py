@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import soundfile
@@ -122,6 +126,42 @@ def test_training_begins_with_what_is_in_a_folder(here: Path) -> None:
     hps = training_command([*words, "--restore_vae="]).hps
     make_models.complete_songbloom(hps)
     assert hps.restore_prior == hps.restore_vae == "whole/song.pt" and hps.lyric_tokens == 20
+
+
+def test_what_is_assumed_without_settings_beside_the_weights_is_said_once(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare").mkdir()
+    shutil.copyfile("whole/song.pt", tmp_path / "bare/song.pt")
+    shutil.copyfile(f"whole/{files.VOCABULARY}", tmp_path / "bare" / files.VOCABULARY)
+    assumed = (
+        "note: song.pt: there is no song.yaml beside it; taken are rotary_base=20000, lyric_tokens=24 and songs of"
+    )
+    length = "--sample_length_in_seconds=.16"
+    for number, place in enumerate(("whole", str(tmp_path / "bare"))):
+        sample(f"assumed_{number}", f"--restore_prior={place}", length)
+        said = capsys.readouterr().out
+        assert said.count(assumed) == number and said.count("give --model=") == number
+        words = ["--hps=tiny_songbloom", "--name=x", "--prior", "--train", "--data_jsonl=x.jsonl"]
+        make_models.complete_songbloom(training_command([*words, f"--restore_prior={place}"]).hps)
+        said = capsys.readouterr().out
+        assert said.count(assumed) == number and said.count("give --hps=songbloom_150s or ") == number
+
+
+def test_settings_that_never_come_to_rest_are_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody writes beside the weights while they are read."""
+    made, sizes = sample_program.make_songbloom, itertools.count(20)
+
+    def changing(*given: Any, **named: Any) -> Any:
+        codec, prior = made(*given, **named)
+        prior.config = replace(prior.config, lyric_tokens=next(sizes))
+        return codec, prior
+
+    monkeypatch.setattr(sample_program, "make_songbloom", changing)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"song\.pt: its settings change while") as told:
+        patch.setattr(sys, "argv", ["sample.py", *USUAL, "--name=never", "--restore_prior=whole/song.pt"])
+        sample_program.main()
+    assert "\n" not in str(told.value) and next(sizes) == 24
 
 
 def test_a_download_brings_its_settings(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
