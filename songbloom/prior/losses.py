@@ -8,13 +8,22 @@ groups of rows, and while a group's logits are in cache it takes the loss and bo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from songbloom.transformer import halves
 
 _GROUP_ELEMENTS = 1 << 21  # logits held at a time: 8 MiB in float32
+
+
+def _products(dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Matrix products in a dtype, as float32."""
+    if halves.usable(dtype, device):
+        return halves.multiply
+    return lambda a, b: (a.to(dtype) @ b.to(dtype)).float()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -26,7 +35,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = hidden.shape[0]
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        matrix = weight.detach().to(dtype)
+        product = _products(dtype, hidden.device)
+        matrix = weight.detach()
+        matrix = matrix if halves.usable(dtype, hidden.device) else matrix.to(dtype)
         nats = hidden.new_empty(rows, dtype=torch.float32)
         # Rows are weighted relative to the largest weight, so that nothing underflows in a 16-bit dtype; the
         # remaining factor joins in backward, in float32.
@@ -38,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, rows, group):
             part = slice(begin, begin + group)
             inputs, target = hidden[part].detach().to(dtype), targets[part, None]
-            logits = F.linear(inputs, matrix).float()
+            logits = product(inputs, matrix.T)
             total = logits.logsumexp(-1, keepdim=True)
             nats[part] = (total - logits.gather(-1, target))[:, 0]
             if hidden_grad is None and weight_grad is None:
@@ -46,14 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             error = logits.sub_(total).exp_()  # softmax; less the target's one-hot it is the gradient of the logits
             error.scatter_add_(-1, target, error.new_full((), -1.0).expand_as(target))
             error.mul_(relative[part, None])
-            error = error.to(dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = error @ matrix
+                hidden_grad[part] = product(error, matrix)
             if weight_grad is not None:
                 if dtype == torch.float32:
                     weight_grad.addmm_(error.T, inputs)
                 else:
-                    weight_grad += error.T @ inputs
+                    weight_grad += product(error.T, inputs)
         ctx.save_for_backward(hidden_grad, weight_grad, scale)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(nats)

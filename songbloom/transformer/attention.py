@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from songbloom.transformer import halves
 from songbloom.transformer.layers import Linear
 from songbloom.transformer.patterns import AttentionFunction as A
 from songbloom.transformer.patterns import prime_positions, zero_slots
@@ -66,6 +67,11 @@ def _fused(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """``[.., m, d], [.., l, d], [.., l, d] -> [.., m, d]``: scores over √d, softmax in float32."""
+    if halves.usable(query.dtype, query.device):  # such a CPU multiplies small matrices of bfloat16 slowest of all
+        wide = [x.float() for x in (query, key, value)]
+        return F.scaled_dot_product_attention(*wide, attn_mask=mask, dropout_p=dropout, is_causal=causal).to(
+            query.dtype
+        )
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from songbloom.errors import UserError, did_you_mean
+from songbloom.transformer.halves import linear
 
 LAYER_NORM_EPS = 1e-5
 QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), Hendrycks and Gimpel 2016, section 2
@@ -88,7 +89,7 @@ class Linear(nn.Linear):
             nn.init.normal_(self.weight, std=std, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from songbloom.transformer.halves import linear
 from songbloom.transformer.lora import effective_weight
 
 RMS_EPS = 1e-6
@@ -36,8 +37,7 @@ class Linear(nn.Module):
         nn.init.normal_(self.weight, std=self.std, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):

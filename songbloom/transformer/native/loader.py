@@ -49,6 +49,18 @@ FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
         "song_maps_scratch": ([_ADDRESS], _LONG),
         "song_map": ([_ADDRESS], None),
     },
+    "halves": {
+        "halves_here": ([], ctypes.c_int),
+        "halves_size": ([], _LONG),
+        "halves_scratch": ([_ADDRESS], _LONG),
+        "halves_multiply": ([_ADDRESS], None),
+    },
+}
+# What is missed without each, for the line that says so.
+_MISSED = {
+    "step": "no native decoding step, sampling is slower",
+    "song": "no native steps of songs, sampling is slower",
+    "halves": "no native products of halves, bf16 is slower",
 }
 # No -ffast-math: sums stay in the order in which they are written, on which batch invariance rests.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-w")
@@ -194,7 +206,8 @@ def load(flags: tuple[str, ...] | None = None, folder: Path | None = None, sourc
     Args:
         flags: of the compiler; None: all that this machine has.
         folder: where it is kept; None: :func:`cache_folder`.
-        source: ``step`` (one position of a prior of the first family) or ``song`` (steps of the second).
+        source: ``step`` (one position of a prior of the first family), ``song`` (steps of the second) or ``halves``
+            (large products of bfloat16).
 
     Raises:
         BuildError: there can be none.
@@ -223,5 +236,5 @@ def library(source: str = "step") -> ctypes.CDLL | None:
         return load(source=source)
     except BuildError as error:
         if world().is_main:
-            print(f"note: no native decoding step, sampling is slower: {error}", file=sys.stderr)
+            print(f"note: {_MISSED[source]}: {error}", file=sys.stderr)
         return None

@@ -1,0 +1,164 @@
+"""Linear maps of many bfloat16 rows on a CPU that multiplies halves, forwards and backwards, with weights of any kind.
+
+Processors with AVX512-FP16 but without a matrix unit multiply float16 numbers twice as fast as float32 ones, and
+bfloat16 ones half as fast as those. Here the operands of a bfloat16 map become float16, each row and column scaled by a
+power of two so that none overflows, and are summed in float32 (songbloom/transformer/native/halves.h). Results are
+nearer to those of float32 than those of bfloat16 products are, as float16 has three bits more; weights in float32 are
+read as they are.
+
+Everywhere else, and for few rows, :func:`linear` is torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from songbloom.transformer.native import loader
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FEWEST = 2**22  # multiplications of a product below which laying its operands costs more than it saves
+
+
+class _Product(ctypes.Structure):
+    """``struct Product`` of halves.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "bias", "row_sums", "scratch")),
+        *((name, ctypes.c_int64) for name in ("a_row", "a_column", "b_row", "b_column", "c_row")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
+        *((name, ctypes.c_int32) for name in ("a_kind", "b_kind", "c_kind", "threads")),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    features = loader.cpu_features().split()
+    if "avx512_fp16" not in features or "amx_bf16" in features:  # a matrix unit is faster still, and torch uses it
+        return None
+    library = loader.library("halves")
+    if library is None or not library.halves_here() or library.halves_size() != ctypes.sizeof(_Product):
+        return None
+    return library
+
+
+def available() -> bool:
+    """Whether this machine has what :func:`multiply` needs."""
+    return _library() is not None
+
+
+def usable(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether what is to be computed in ``dtype`` on ``device`` is computed here: bfloat16 on such a CPU."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and available()
+
+
+def multiply(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bias: torch.Tensor | None = None,
+    row_sums: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``a b (+ bias)``, with operands rounded to float16 after scaling, and sums in float32.
+
+    Args:
+        a: ``[rows, depth]``, float32, bfloat16 or float16; one of its strides is 1.
+        b: ``[depth, columns]``, likewise.
+        dtype: of the result.
+        bias: ``[columns]``.
+        row_sums: float32 ``[rows]``, takes the sums of a's rows.
+
+    Returns:
+        ``[rows, columns]``, contiguous.
+
+    Raises:
+        RuntimeError: this machine cannot (:func:`available`).
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("this processor does not multiply halves, or there is no compiler")
+    (rows, depth), columns = a.shape, b.shape[1]
+    if b.shape[0] != depth:
+        raise ValueError(f"{list(a.shape)} does not go with {list(b.shape)}")
+    result = torch.empty(rows, columns, dtype=dtype)
+    if not result.numel() or not depth:
+        if row_sums is not None:
+            row_sums.copy_(a.sum(1))
+        return result.zero_() if bias is None else result.copy_(bias.detach())
+    a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
+    bias = None if bias is None else bias.detach().float().contiguous()
+    product = _Product(
+        a.data_ptr(), b.data_ptr(), result.data_ptr(), *(None if x is None else x.data_ptr() for x in (bias, row_sums)),
+        None, *a.stride(), *b.stride(), columns, rows, columns, depth,
+        KINDS[a.dtype], KINDS[b.dtype], KINDS[dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    needed = library.halves_scratch(ctypes.byref(product))
+    if needed < 0:
+        return multiply(a, b, bias=bias, row_sums=row_sums).to(dtype)
+    scratch = _scratch(needed)
+    product.scratch = scratch.data_ptr()
+    library.halves_multiply(ctypes.byref(product))
+    return result
+
+
+_kept = threading.local()
+
+
+def _scratch(size: int) -> torch.Tensor:
+    """At least so many bytes, the same ones for every product of a thread: new ones would be new pages each time."""
+    kept: torch.Tensor | None = getattr(_kept, "scratch", None)
+    if kept is None or kept.numel() < size:
+        kept = _kept.scratch = torch.empty(size, dtype=torch.uint8)
+    return kept
+
+
+class _Linear(torch.autograd.Function):
+    """``x Wᵀ + b`` for rows x, and its gradients: those of weight and bias in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return multiply(x, weight.t(), dtype=x.dtype, bias=bias)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        (gradient,) = gradients
+        wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
+        gradient = gradient.contiguous()
+        for_x = multiply(gradient, weight, dtype=x.dtype) if wanted[0] else None
+        for_bias = gradient.new_empty(gradient.shape[1], dtype=torch.float32) if wanted[2] else None
+        for_weight = None
+        if wanted[1]:
+            for_weight = multiply(gradient.t(), x, dtype=weight.dtype, row_sums=for_bias)
+        elif for_bias is not None:
+            torch.sum(gradient, 0, dtype=torch.float32, out=for_bias)
+        return for_x, for_weight, for_bias
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x Wᵀ + b`` in x's dtype; weights in another are cast.
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``.
+        bias: ``[out]``.
+
+    Returns:
+        ``[..., out]``.
+    """
+    if x.numel() * weight.shape[0] >= FEWEST and usable(x.dtype, x.device):
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled():
+            y = _Linear.apply(rows, weight, bias)
+        else:
+            y = multiply(rows, weight.t(), dtype=x.dtype, bias=bias)
+        return y.view(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -1,0 +1,188 @@
+// C = A B (+ bias) of large matrices in half precision; see halves.h. Where a processor cannot multiply halves, there is
+// no function but one that says so.
+
+#include "halves.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+extern "C" {
+
+// One product. Element (i, j) of a matrix is at i · row + j · column; one of the two is 1.
+struct Product {
+    const void* a;
+    const void* b;
+    void* c;            // its columns lie together
+    const float* bias;  // of each column, or null
+    float* row_sums;    // takes the sums of A's rows, or null
+    void* scratch;
+    int64_t a_row, a_column, b_row, b_column, c_row;
+    int64_t rows, columns, depth;
+    int32_t a_kind, b_kind, c_kind, threads;
+};
+
+int64_t halves_size(void) { return sizeof(Product); }
+}
+
+#ifdef __AVX512FP16__
+
+namespace {
+
+using namespace halves;
+
+constexpr int64_t LINE = 64;
+constexpr int64_t DEPTH = 1024;          // of a block, where C can be added to
+constexpr int64_t DEEPEST = 8192;        // of one where it cannot
+constexpr int64_t SLICE = 512;            // of a tile that stays in the nearest cache while panels pass
+constexpr int64_t CHUNK = 8;              // panels that stay, a slice of them, in the next cache while a group's tiles pass
+constexpr int64_t GROUP_BYTES = 3 << 17;  // of a group's tiles, which stay there too
+
+int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// How a product is cut, and where its parts lie in its scratch memory.
+struct Plan {
+    int64_t depth, panels, tiles, group, groups, panel_bytes, tile_bytes, thread_bytes;
+    char *panels_at, *scales_at, *threads_at;
+    int64_t bytes;
+
+    explicit Plan(const Product& p) {
+        depth = p.c_kind == FLOAT && p.depth > DEPTH ? DEPTH : p.depth;
+        panels = (p.columns + PANEL - 1) / PANEL;
+        tiles = (p.rows + TILE - 1) / TILE;
+        panel_bytes = depth * PANEL * 2;
+        tile_bytes = rounded((depth * TILE + SLACK) * 4, LINE);
+        group = GROUP_BYTES / tile_bytes;
+        group = group < 1 ? 1 : group;
+        const int64_t fair = (tiles + p.threads - 1) / p.threads;
+        group = group > fair ? fair : group;
+        groups = (tiles + group - 1) / group;
+        thread_bytes = group * (tile_bytes + WIDTH * 4 + CHUNK * TILE * PANEL * 4);
+        char* at = reinterpret_cast<char*>(rounded(reinterpret_cast<int64_t>(p.scratch), LINE));
+        panels_at = at;
+        scales_at = panels_at + panels * panel_bytes;
+        threads_at = scales_at + panels * PANEL * 4;
+        bytes = threads_at + p.threads * thread_bytes - at + LINE;
+    }
+
+    float* column_scales(int64_t panel) const { return reinterpret_cast<float*>(scales_at) + panel * PANEL; }
+};
+
+// `count` rows (columns) from `begin` on, `depth` numbers of each from k on.
+template <int GROUPS>
+Lines<GROUPS> part(const void* from, int kind, int64_t across, int64_t along, int64_t begin, int64_t count, int64_t k, int64_t depth) {
+    const char* at = static_cast<const char*>(from) + (begin * across + k * along) * size_of(kind);
+    return {at, kind, along == 1, along == 1 ? across : along, count, depth};
+}
+
+void lay_panel(const Product& p, const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
+    constexpr int GROUPS = PANEL / WIDTH;
+    const int64_t begin = panel * PANEL, count = p.columns - begin < PANEL ? p.columns - begin : PANEL;
+    const Lines<GROUPS> lines = part<GROUPS>(p.b, p.b_kind, p.b_column, p.b_row, begin, count, k, depth);
+    __m512i most[GROUPS];
+    lines.largest(most);
+    PanelWriter writer{reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), {}};
+    for (int g = 0; g < GROUPS; ++g) {
+        writer.scales[g] = scales_for(most[g]);
+        _mm512_store_ps(plan.column_scales(panel) + g * WIDTH, inverse(writer.scales[g]));
+    }
+    lines.spread(writer);
+}
+
+// Also writes what the tile's sums have to be multiplied by.
+void lay_tile(const Product& p, int64_t tile, int64_t k, int64_t depth, uint32_t* to, float* row_scales) {
+    const int64_t begin = tile * TILE, count = p.rows - begin < TILE ? p.rows - begin : TILE;
+    const Lines<1> lines = part<1>(p.a, p.a_kind, p.a_row, p.a_column, begin, count, k, depth);
+    __m512i most;
+    lines.largest(&most);
+    const __m512 sums = k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, count) : _mm512_setzero_ps();
+    TileWriter writer{to, scales_for(most), sums};
+    lines.spread(writer);
+    _mm512_store_ps(row_scales, inverse(writer.scale));
+    if (p.row_sums) store_first(p.row_sums, begin, FLOAT, count, writer.sums);
+}
+
+// What a tile and a panel have given goes to C, added to what is there unless it is the first block.
+void put(const Product& p, const float* sums, int64_t row, int64_t column, const float* row_scales, const float* column_scales,
+         bool first_block) {
+    const int64_t rows = p.rows - row < TILE ? p.rows - row : TILE;
+    for (int64_t j = 0; j < PANEL && column + j < p.columns; j += WIDTH) {
+        const int64_t n = p.columns - column - j;
+        const __m512 factors = _mm512_load_ps(column_scales + j);
+        const __m512 bias =
+            p.bias && first_block ? _mm512_maskz_loadu_ps(halves::first(n), p.bias + column + j) : _mm512_setzero_ps();
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = (row + r) * p.c_row + column + j;
+            // One factor after the other: their product alone could be infinite where the sum is zero.
+            const __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + r * PANEL + j), _mm512_set1_ps(row_scales[r]));
+            __m512 x = _mm512_fmadd_ps(sum, factors, bias);
+            if (!first_block) x = _mm512_add_ps(x, load_first(p.c, at, FLOAT, n));
+            store_first(p.c, at, p.c_kind, n, x);
+        }
+    }
+}
+
+void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64_t k, int64_t depth) {
+    char* own = plan.threads_at + thread() * plan.thread_bytes;
+    float* row_scales = reinterpret_cast<float*>(own + plan.group * plan.tile_bytes);
+    float* sums = row_scales + plan.group * WIDTH;
+    const int64_t begin = group * plan.group;
+    const int64_t count = plan.tiles - begin < plan.group ? plan.tiles - begin : plan.group;
+    for (int64_t t = 0; t < count; ++t)
+        lay_tile(p, begin + t, k, depth, reinterpret_cast<uint32_t*>(own + t * plan.tile_bytes), row_scales + t * WIDTH);
+    for (int64_t chunk = 0; chunk < plan.panels; chunk += CHUNK) {
+        const int64_t end = chunk + CHUNK < plan.panels ? chunk + CHUNK : plan.panels;
+        auto sums_of = [&](int64_t t, int64_t panel) { return sums + (t * CHUNK + panel - chunk) * TILE * PANEL; };
+        for (int64_t from = 0; from < depth; from += SLICE)
+            for (int64_t t = 0; t < count; ++t)
+                for (int64_t panel = chunk; panel < end; ++panel)
+                    multiply(reinterpret_cast<uint32_t*>(own + t * plan.tile_bytes) + from * TILE,
+                             reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes) + from * PANEL,
+                             depth - from < SLICE ? depth - from : SLICE, !from, sums_of(t, panel));
+        for (int64_t t = 0; t < count; ++t)
+            for (int64_t panel = chunk; panel < end; ++panel)
+                put(p, sums_of(t, panel), (begin + t) * TILE, panel * PANEL, row_scales + t * WIDTH,
+                    plan.column_scales(panel), !k);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int halves_here(void) { return 1; }
+
+// Bytes of scratch memory, or -1 where C would have to be added to but isn't float.
+int64_t halves_scratch(const Product* p) { return p->c_kind != FLOAT && p->depth > DEEPEST ? -1 : Plan(*p).bytes; }
+
+void halves_multiply(const Product* product) {
+    const Product& p = *product;
+    const Plan plan(p);
+#pragma omp parallel num_threads(p.threads)
+    for (int64_t k = 0; k < p.depth; k += plan.depth) {
+        const int64_t depth = p.depth - k < plan.depth ? p.depth - k : plan.depth;
+#pragma omp for schedule(dynamic)
+        for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(p, plan, panel, k, depth);
+#pragma omp for schedule(dynamic)
+        for (int64_t group = 0; group < plan.groups; ++group) group_times_panels(p, plan, group, k, depth);
+    }
+}
+
+}  // extern "C"
+
+#else
+
+extern "C" {
+int halves_here(void) { return 0; }
+int64_t halves_scratch(const Product*) { return -1; }
+void halves_multiply(const Product*) {}
+}
+
+#endif

@@ -1,0 +1,178 @@
+"""Products in half precision: against float64, in all layouts, and what torch does where a processor cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from songbloom.transformer import halves
+from songbloom.transformer.layers import Linear
+
+needs_halves = pytest.mark.skipif(not halves.available(), reason="this processor does not multiply halves")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def draw(rows: int, columns: int, seed: int, dtype: torch.dtype, transposed: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (columns, rows) if transposed else (rows, columns)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    return x.t() if transposed else x
+
+
+def error(found: torch.Tensor, right: torch.Tensor) -> float:
+    return float((found.double() - right).norm() / right.norm())
+
+
+@needs_halves
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 150), st.integers(1, 150), st.integers(1, 300)),
+    dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
+    transposed=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 1000),
+)
+def test_any_product_is_nearer_to_the_true_one_than_bfloat16_products_are(shape, dtypes, transposed, seed) -> None:
+    rows, columns, depth = shape
+    a = draw(rows, depth, seed, dtypes[0], transposed[0])
+    b = draw(depth, columns, seed + 1, dtypes[1], transposed[1])
+    bias = draw(1, columns, seed + 2, torch.float32, False)[0]
+    sums = torch.empty(rows)
+    found = halves.multiply(a, b, dtype=dtypes[2], bias=bias, row_sums=sums)
+    right = a.double() @ b.double() + bias
+    size = a.double().abs() @ b.double().abs() + bias.abs()  # what rounding errors are in proportion to
+    assert found.dtype == dtypes[2] and found.is_contiguous()
+    assert ((found.double() - right).abs() <= 2**-8 * right.abs() + 2**-9 * size).all()
+    torch.testing.assert_close(sums, a.float().sum(1), rtol=1e-5, atol=1e-4)
+
+
+@needs_halves
+@pytest.mark.parametrize("depth", [64, 1500, 9000])
+def test_the_error_does_not_grow_with_the_number_of_products(depth) -> None:
+    a, b = draw(100, depth, 0, torch.float32, False), draw(depth, 70, 1, torch.float32, True)
+    right = a.double() @ b.double()
+    bfloat16 = (a.bfloat16().double()) @ (b.bfloat16().double())  # operands rounded, all else exact
+    assert error(halves.multiply(a, b), right) < 1.4e-3 < error(bfloat16, right)
+    assert error(halves.multiply(a, b, dtype=torch.bfloat16), right) < 2.2e-3
+
+
+@needs_halves
+@pytest.mark.parametrize(("left", "right"), [(1e30, 1e-30), (1e-30, 1e-8), (3e5, 3e5), (1e-20, 1e30)])
+def test_sizes_beyond_a_halfs_reach_are_scaled(left, right) -> None:
+    a, b = draw(40, 90, 3, torch.float32, False) * left, draw(90, 80, 4, torch.float32, False) * right
+    assert error(halves.multiply(a, b), a.double() @ b.double()) < 1.5e-3
+
+
+@needs_halves
+def test_rows_and_columns_of_very_different_sizes_keep_their_own() -> None:
+    scale = torch.logspace(-12, 12, 240)
+    a, b = draw(240, 64, 5, torch.float32, False) * scale[:, None], draw(64, 128, 6, torch.float32, False)
+    b = b * torch.logspace(-9, 9, 128)
+    size = a.double().abs() @ b.double().abs()
+    found = halves.multiply(a, b).double()
+    assert ((found - a.double() @ b.double()).abs() <= 2**-8 * size).all()
+    for rows in (slice(0, 1), slice(3, 30), slice(100, 240)):  # a row's result depends on no other row
+        assert torch.equal(halves.multiply(a[rows], b).double(), found[rows])
+
+
+@needs_halves
+def test_infinities_and_nan_are_not_lost() -> None:
+    a, b = torch.ones(30, 50), torch.ones(50, 70)
+    a[3, 7], a[20, 9] = float("inf"), float("nan")
+    found = halves.multiply(a, b)
+    assert found[3].isinf().all() and found[20].isnan().all()
+    others = [row for row in range(30) if row not in (3, 20)]
+    assert (found[others] == 50).all()
+
+
+@needs_halves
+def test_nothing_and_zeros() -> None:
+    bias = torch.tensor([1.0, 2.0])
+    assert halves.multiply(torch.ones(0, 5), torch.ones(5, 2)).shape == (0, 2)
+    assert halves.multiply(torch.ones(3, 0), torch.ones(0, 2), bias=bias).tolist() == [[1.0, 2.0]] * 3
+    assert halves.multiply(torch.zeros(3, 5), torch.ones(5, 2), bias=bias).tolist() == [[1.0, 2.0]] * 3
+    with pytest.raises(ValueError, match=r"\[3, 5\] does not go with \[4, 2\]"):
+        halves.multiply(torch.zeros(3, 5), torch.ones(4, 2))
+
+
+@needs_halves
+def test_the_number_of_threads_changes_no_bit() -> None:
+    a, b = draw(333, 2100, 7, torch.bfloat16, True), draw(2100, 200, 8, torch.float32, False)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(halves.multiply(a, b))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@needs_halves
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_a_linear_map(with_bias, monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    x, weight = draw(400, 96, 9, torch.bfloat16, False).view(4, 100, 96), draw(130, 96, 10, torch.float32, False)
+    bias = draw(1, 130, 11, torch.float32, False)[0]
+    gradient = draw(400, 130, 12, torch.bfloat16, False).view(4, 100, 130) * 1e-7
+
+    def run(dtype: torch.dtype, linear) -> list[torch.Tensor]:
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias)]
+        if dtype != torch.float64:
+            inputs = [x.detach().requires_grad_(), *(t.detach().requires_grad_() for t in (weight, bias))]
+        y = linear(inputs[0], inputs[1], inputs[2] if with_bias else None)
+        y.backward(gradient.to(y.dtype))
+        return [y.detach(), *(t.grad for t in inputs[: 2 + with_bias])]
+
+    found, right = run(torch.bfloat16, halves.linear), run(torch.float64, F.linear)
+    assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32][: 3 + with_bias]
+    for ours, wanted in zip(found, right, strict=True):
+        assert error(ours, wanted) < 2.5e-3
+
+
+@needs_halves
+def test_only_what_is_wanted_has_a_gradient(monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    x, weight, bias = torch.randn(30, 20).bfloat16(), torch.randn(40, 20), torch.zeros(40, requires_grad=True)
+    y = halves.linear(x, weight, bias)
+    y.backward(torch.ones_like(y))
+    assert bias.grad.tolist() == [30.0] * 40
+    x.requires_grad_()
+    y = halves.linear(x, weight)
+    y.backward(torch.ones_like(y))
+    assert error(x.grad, weight.double().sum(0).expand(30, 20)) < 3e-3
+
+
+def test_where_a_processor_cannot_it_is_torchs(monkeypatch) -> None:
+    monkeypatch.setattr(halves, "_library", lambda: None)
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    linear = Linear(20, 30, std=1.0, generator=torch.Generator().manual_seed(0))
+    x = draw(8, 20, 13, torch.bfloat16, False)
+    assert torch.equal(linear(x), F.linear(x, linear.weight.bfloat16(), linear.bias.bfloat16()))
+    assert not halves.available()
+    with pytest.raises(RuntimeError, match="does not multiply halves"):
+        halves.multiply(x, x.t())
+
+
+def test_few_rows_are_torchs_and_float32_always_is() -> None:
+    weight = draw(30, 20, 14, torch.float32, False)
+    x = draw(8, 20, 15, torch.bfloat16, False)
+    assert torch.equal(halves.linear(x, weight), F.linear(x, weight.bfloat16()))
+    wide = draw(4096, 20, 16, torch.float32, False)
+    assert torch.equal(halves.linear(wide, weight), F.linear(wide, weight))
+    assert not halves.usable(torch.float32, torch.device("cpu")) and not halves.usable(
+        torch.bfloat16, torch.device("meta")
+    )
+
+
+def test_a_matrix_unit_is_preferred(monkeypatch) -> None:
+    monkeypatch.setattr(halves.loader, "cpu_features", lambda: "flags : avx512_fp16 amx_bf16")
+    halves._library.cache_clear()
+    try:
+        assert not halves.available()
+    finally:
+        monkeypatch.undo()
+        halves._library.cache_clear()
