@@ -21,11 +21,12 @@ from torch.utils import data as torch_data
 from torch.utils.data import default_collate
 
 import train
-from hparams import KNOBS, renamed, training_command
+from hparams import HPARAMS_REGISTRY, KNOBS, renamed, training_command
 from songbloom import distributed
 from songbloom.data.jsonl import read_lines, write_lines
 from songbloom.errors import UserError
 from songbloom.published import fetch
+from songbloom.published.songbloom.prior import to_published
 from songbloom.sketch.codebook import SketchCodebook, load_codebook
 from songbloom.training import checkpoint
 from songbloom.training.loop import Trainer
@@ -102,6 +103,17 @@ def weights(words: list[str], steps: int = 1) -> list[float]:
 def begun(words: list[str]) -> list[float]:
     """A number a tensor of what training begins with."""
     return [float(tensor.detach().double().sum()) for tensor in built(words).task.model.parameters()]
+
+
+def which_model(words: list[str]) -> tuple[float, int, list[float]]:
+    """What published models differ in: turns of positions, room for lyrics, weights."""
+    config = built(words).task.model.config
+    return config.rotary_base, config.lyric_tokens, begun(words)
+
+
+def text_of(value: Any) -> str:
+    """A value as a person would give it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def item(words: list[str]) -> Any:
@@ -228,9 +240,13 @@ PRECOMPUTED = ["--sketch-mode=precomputed", "--restore_sketch=", SKETCHED]
 MUQ = ["--sketch-mode=muq", "--muq-vq-path=muq.pt"]
 WANDB = ["--wandb", "--wandb-mode=offline"]
 PUBLISHED = [word for word in PRIOR if not word.startswith("--hps")]
+# Published models as small as the tiny one; what tells one from the other is left to their sets.
+SIZES = {key: value for key, value in HPARAMS_REGISTRY["tiny_songbloom"].items() if key != "lyric_tokens"}
+TINY = [*PUBLISHED, *(f"--{key}={text_of(value)}" for key, value in SIZES.items()), "--sketch_mode=builtin"]
+FILES = {150: "SongBloom/songbloom_full_150s.pt", 240: "SongBloom_long/songbloom_full_240s.pt"}
 
 EFFECTS: dict[str, Case] = {
-    "model-name": Case(["--model-name=songbloom_full_240s"], refusal, ["--hps=songbloom_150s"], PUBLISHED),
+    "model-name": Case(["--model-name=songbloom_full_240s"], which_model, ["--model-name=songbloom_full_150s"], TINY),
     "local-dir": Case(
         ["--local-dir=theirs"], said("put it at theirs/"), ["--local-dir=ours"], [*PUBLISHED, "--hps=songbloom_150s"]
     ),
@@ -265,7 +281,9 @@ EFFECTS: dict[str, Case] = {
     "process-lyrics": Case(
         ["--process-lyrics"], part_of_item("lyrics"), ["--no-process-lyrics"], [*PRIOR, "--data-jsonl=words.jsonl"]
     ),
-    "init-from-pretrained": Case(["--init-from-pretrained"], said("--init_from_pretrained")),
+    "init-from-pretrained": Case(
+        ["--init-from-pretrained"], begun, ["--no-init-from-pretrained"], [*TINY, "--hps=songbloom_240s"]
+    ),
     "resume-from": Case([f"--resume-from={BASE}"], begun),
     "seed": Case(["--seed=1234"], weights),
     "sketch-mode": Case(["--sketch-mode=precomputed"], part_of_item("tokens"), [], [*PRIOR, SKETCHED]),
@@ -359,6 +377,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SONGBLOOM_CACHE", str(folder / "home"))
         patch.syspath_prepend(str(folder / "packages"))
         assert built([*PRIOR, "--name=base", "--train_steps=1", "--seed=9"]).run() == 0
+        for seconds, name in FILES.items():
+            drawn = built([*PRIOR, f"--seed={seconds}", "--name=published"]).task.model
+            place = folder / "home" / "CypressYang" / name
+            place.parent.mkdir(parents=True)
+            torch.save(to_published(drawn.state_dict()), place)
         yield folder
     sys.modules.pop("wandb", None)
 
@@ -384,6 +407,18 @@ def test_it_changes_what_a_priors_run_does(flag: str) -> None:
     assert any(word.partition("=")[0] == f"--{flag}" for word in case.words)
     given, without = case.seen(PRIOR)
     assert given != without
+
+
+def test_published_sets_begin_with_their_files_and_settings() -> None:
+    for seconds, expected in {150: (20000.0, 600), 240: (40000.0, 1000)}.items():
+        found = which_model([*TINY, f"--model-name=songbloom_full_{seconds}s", "--init-from-pretrained"])
+        content = torch.load(Path("home/CypressYang") / FILES[seconds], weights_only=True)
+        assert found[:2] == expected
+        assert sum(found[2]) == pytest.approx(sum(float(tensor.double().sum()) for tensor in content.values()))
+
+
+def test_weights_that_are_insisted_on_must_be_named() -> None:
+    assert refusal([*PRIOR, "--init-from-pretrained"]).startswith("--init_from_pretrained: the sets name no weights")
 
 
 @pytest.mark.parametrize("flag", OF_CODEBOOKS)
