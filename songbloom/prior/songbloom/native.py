@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
+# Bytes that a processor's table of small pages reaches, more or less; large pages bring nothing for fewer.
+_REACH = 1 << 24
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
 
@@ -143,6 +145,14 @@ class _Weights:
         """Fill in a linear map as its adapters make it."""
         assert isinstance(module, Linear)
         self.matrix(to, effective_weight(module), module.bias, gated=gated)
+
+    def large_pages(self) -> None:
+        """Have all that has been named lie in large pages: it is read faster by a seventh from there. This takes no
+        memory, and a second per GB the first time."""
+        large = [tensor for tensor in self.kept if tensor.nbytes >= _REACH >> 6]
+        if sum(tensor.nbytes for tensor in large) >= _REACH:
+            for tensor in large:
+                _library().song_collapse_pages(tensor.data_ptr(), tensor.nbytes)
 
     def scales(self, matrices: list[_Matrix]) -> None:
         """Have these multiplied in half precision, by what each row is divided by there."""
@@ -318,6 +328,7 @@ class NativeLanguage:
             to.norm, to.mlp_norm = weights.vector(layer.attention_norm.weight), weights.vector(layer.mlp_norm.weight)
             to.prefix_keys = self._each([keys.transpose(-1, -2) for keys in cache.prefix_keys[index]])
             to.prefix_values = self._each(cache.prefix_values[index])
+        weights.large_pages()
         self._step = _Language(
             layers=self._layers,
             norm=weights.vector(model.norm.weight),
@@ -380,6 +391,7 @@ class NativeMaps:
         self._step = _Maps()
         self._weights.linear(self._step.hidden, hidden)
         self._weights.linear(self._step.output, output)
+        self._weights.large_pages()
         self._address = ctypes.addressof(self._step)
         self._scratch = torch.empty(0)
 

@@ -45,6 +45,7 @@ constexpr float RMS_EPS = 1e-6f;
 constexpr int CHUNK = 32;    // weight rows that a thread takes at a time
 constexpr int TOGETHER = 4;  // rows of a run that look at keys and values together
 constexpr int CHANNELS = 8;  // channels of keys that are read in one go
+constexpr int AHEAD = 2048;  // bytes of values that are fetched before they are needed
 
 // use(row, output, number) for all outputs, shared out over the threads, which go on when all is done.
 template <class Use>
@@ -72,6 +73,7 @@ void score_channels(const Entry* key, int64_t count, int head_width, const float
             for (int r = 0; r < R; ++r) sum[r] = c ? load(score + r * score_stride + j) : Lanes{};
             auto channel = [&](int i) {
                 const Entry* from = key + (c + i) * count + j;
+                if (!(j & (64 / sizeof(Entry) - 1))) __builtin_prefetch(from + CHANNELS * count, 0, 2);
                 const Lanes keys = whole ? load(from) : load_first(from, int(count - j));
                 for (int r = 0; r < R; ++r) add_product(sum[r], keys, query[r * query_stride + c + i]);
             };
@@ -98,6 +100,8 @@ void add_values(const Entry* value, int64_t count, int head_width, const float* 
             for (int i = 0; i < BESIDE; ++i) sum[r][i] = load(to + r * to_stride + k + i * LANES);
         for (int64_t j = 0; j < count; ++j) {
             Lanes values[BESIDE];
+            const char* ahead = reinterpret_cast<const char*>(value + j * head_width + k) + AHEAD;
+            for (size_t i = 0; i < BESIDE * LANES * sizeof(Entry); i += 64) __builtin_prefetch(ahead + i, 0, 2);
             for (int i = 0; i < BESIDE; ++i) values[i] = load(value + j * head_width + k + i * LANES);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r)

@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
     "song": {
         "song_sizes": ([ctypes.c_int], _LONG),
         "song_large_pages": ([_ADDRESS, _LONG], None),
+        "song_collapse_pages": ([_ADDRESS, _LONG], None),
         "song_halves": ([], ctypes.c_int32),
         "song_scales_size": ([_ADDRESS], _LONG),
         "song_find_scales": ([_ADDRESS, _ADDRESS], None),

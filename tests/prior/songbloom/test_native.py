@@ -146,6 +146,19 @@ def test_a_rows_vectors_do_not_depend_on_the_rows_beside_it():
     assert all(torch.equal(classifier(together[row, None, -1])[0], logits[row]) for row in range(len(rows)))
 
 
+def test_weights_that_are_moved_to_large_pages_stay_the_same(monkeypatch):
+    prior = tiny_prior()
+    song = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1))
+    before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    places = [parameter.data_ptr() for parameter in prior.parameters()]
+    steps, logits = stepped(prior, song, [0, 1]), classifier_of(prior)(song[:, 0])
+    monkeypatch.setattr(native, "_REACH", 1)  # however small they are
+    assert all(map(torch.equal, stepped(prior, song, [0, 1]), steps))
+    assert torch.equal(classifier_of(prior)(song[:, 0]), logits)
+    assert places == [parameter.data_ptr() for parameter in prior.parameters()]
+    assert all(torch.equal(before[name], tensor) for name, tensor in prior.state_dict().items())
+
+
 def test_logits_and_patches_are_those_of_the_plain_maps():
     prior = tiny_prior(l_bins=45)
     hidden = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
