@@ -72,7 +72,8 @@ def fill_shared(
     """
     wanted = wanted_types(module, dtype)
     if stored.mapped and all(
-        state[name].dtype == kind and state[name].is_contiguous() for name, kind in wanted.items()
+        state[name].dtype == kind and state[name].is_contiguous() and stored.holds(state[name])
+        for name, kind in wanted.items()
     ):
         fill(module, state, stored, dtype=dtype)
         return

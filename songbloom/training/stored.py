@@ -12,7 +12,7 @@ import ctypes
 import mmap
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -43,6 +43,7 @@ class Stored:
     def __init__(self, content: Any, *, mapped: bool, path: Path | str = "", places: Mapping[int, Any] | None = None):
         self.content, self.mapped = content, mapped
         self._path, self._places = Path(path), dict(places or {})
+        self._storages: set[int] | None = None
 
     def numbers(self, tensor: Tensor, room: Tensor | None = None) -> Tensor:
         """A tensor of the content, or a view of one, with its numbers on the CPU.
@@ -71,10 +72,16 @@ class Stored:
                 missing = missing[got:]
         return raw.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is one of the content or a view of one; not if it was made of them, as joined ones are."""
+        if self._storages is None:
+            self._storages = {_identity(each) for each in _tensors(self.content)}
+        return _identity(tensor) in self._storages
+
     def let_go(self, tensor: Tensor) -> None:
         """Give back the memory of mapped pages that hold ``tensor``; it is read from the file again when it is used."""
-        if not self.mapped or tensor.is_meta or not tensor.numel():
-            return
+        if not self.mapped or tensor.is_meta or not tensor.numel() or not self.holds(tensor):
+            return  # what is in no file would be lost
         page = mmap.PAGESIZE
         storage = tensor.untyped_storage()
         start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
@@ -93,6 +100,14 @@ def _libc() -> Any:
 
 def _identity(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, (Mapping, list, tuple)):
+        for each in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(each)
 
 
 def is_stream(path: Path) -> bool:

@@ -76,7 +76,9 @@ def test_a_file_of_ours_is_shared_as_it_is_and_converted_where_it_must_be(severa
     assert len(files(several)) == 1
 
 
-@pytest.mark.parametrize(("dtype", "published"), [(torch.bfloat16, False), (torch.float16, True), (None, False)])
+@pytest.mark.parametrize(
+    ("dtype", "published"), [(torch.bfloat16, False), (torch.float16, True), (None, True), (None, False)]
+)
 def test_a_prior_of_the_second_family_is_shared_as_well(
     dtype: torch.dtype | None, published: bool, several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +86,7 @@ def test_a_prior_of_the_second_family_is_shared_as_well(
     save(prior, path, "prior", hps, published=published)
     hps["restore_prior"] = str(path)
     first = make_songbloom_prior(hps, dtype=dtype)
-    (file,) = files(several) if dtype else [path]  # without a type they are pages of the checkpoint itself
+    (file,) = files(several) if dtype or published else [path]  # of ours they are pages of the checkpoint itself
     monkeypatch.setattr(shared, "_write", None)
     second = make_songbloom_prior(hps, dtype=dtype)
     matrices = set(prior.matrices())

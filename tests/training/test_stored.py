@@ -218,3 +218,17 @@ def test_memory_is_the_model_and_one_tensor(dtype: str, stream: bool, tmp_path: 
     figures = dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
     grown = float(figures["peak above base, MB"])
     assert grown <= float(figures["weights, MB"]) + float(figures["largest layer, MB"]) + 25  # the allocator's own
+
+
+def test_only_what_is_in_the_file_is_let_go(tmp_path: Path) -> None:
+    """Matrices that were joined of several are memory: given back, their numbers would be zeros."""
+    path = tmp_path / "x.pth.tar"
+    parts = [torch.full((512, 512), float(number)) for number in (1, 2)]
+    checkpoint.save(path, {"model": {str(number): part for number, part in enumerate(parts)}})
+    stored = checkpoint.open_file(path)
+    own = [stored.content["model"][name] for name in ("0", "1")]
+    joined = torch.cat(own)
+    for tensor in (joined, own[0], own[1].T):
+        stored.let_go(tensor)
+    assert [stored.holds(tensor) for tensor in (joined, own[0], own[1].T, own[1][3:])] == [False, True, True, True]
+    assert torch.equal(joined, torch.cat(parts)) and torch.equal(own[0], parts[0]) and torch.equal(own[1], parts[1])
