@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from songbloom.transformer.halves import linear
+from songbloom.transformer.halves import linear, multiply
 from songbloom.transformer.lora import effective_weight
 
 RMS_EPS = 1e-6
@@ -38,6 +38,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def in_halves(self, x: Tensor) -> Tensor:
+        """The same of float32 without gradients, multiplied in half precision (``transformer/halves.py``)."""
+        y = multiply(x.reshape(-1, x.shape[-1]), effective_weight(self).detach().t(), bias=self.bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Embedding(nn.Module):

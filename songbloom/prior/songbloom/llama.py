@@ -60,9 +60,14 @@ class LanguageModelLayer(nn.Module):
         query, key, value = (split_heads(part, self.heads) for part in projected)
         return rotate(query, table), rotate(key, table), value
 
-    def queries_keys_values_fast(self, x: Tensor, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of float32 without gradients; ``joint`` is the table's ``joint_rotation``."""
-        projected = self.query_key_value(self.attention_norm.fused(x)).unflatten(-1, (3 * self.heads, -1))
+    def queries_keys_values_fast(
+        self, x: Tensor, joint: Tensor, *, half: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of float32 without gradients; ``joint`` is the table's ``joint_rotation``, ``half`` as in
+        :meth:`finish_fast`."""
+        normed = self.attention_norm.fused(x)
+        projected = self.query_key_value.in_halves(normed) if half else self.query_key_value(normed)
+        projected = projected.unflatten(-1, (3 * self.heads, -1))
         rotate_in_place(projected[:, :, : 2 * self.heads], joint)
         query, key, value = projected.transpose(1, 2).chunk(3, dim=1)
         return query, key, value
@@ -72,8 +77,16 @@ class LanguageModelLayer(nn.Module):
         x = x + self.attention_output(merge_heads(attended))
         return x + self.mlp(self.mlp_norm(x))
 
-    def finish_fast(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The same of float32 without gradients."""
+    def finish_fast(self, x: Tensor, attended: Tensor, *, half: bool = False) -> Tensor:
+        """The same of float32 without gradients.
+
+        Args:
+            half: multiply in half precision, where the processor is fast in that (``transformer/halves.py``).
+        """
+        if half:
+            x = x + self.attention_output.in_halves(merge_heads(attended))
+            gate, up = self.mlp.gate_up.in_halves(self.mlp_norm.fused(x)).chunk(2, dim=-1)
+            return self.mlp.down.in_halves(F.silu(gate).mul_(up)).add_(x)
         x = x + self.attention_output(merge_heads(attended))
         normed = self.mlp_norm.fused(x)
         if x.shape[0] * x.shape[1] < TILED_FROM_ROWS:
@@ -133,8 +146,9 @@ class LanguageModel(nn.Module):
         Args:
             fast: take the fast path, the same to rounding, where it can be.
         """
-        dtype = prefix.dtype
+        dtype, half = prefix.dtype, False
         if fast and native.faster_than_half(prefix):
+            half = halves.usable(dtype, prefix.device)
             prefix = prefix.float()
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]
         fast = fast and can_step_fast(prefix)
@@ -144,13 +158,13 @@ class LanguageModel(nn.Module):
         x, joint = x[:, zeros:], joint[:, zeros:]
         for index, layer in enumerate(self.language_layers()):
             if fast:
-                parts = layer.queries_keys_values_fast(x, joint)
+                parts = layer.queries_keys_values_fast(x, joint, half=half)
                 query, key, value = (F.pad(part, (0, 0, zeros, 0)) for part in parts) if zeros else parts
             else:
                 query, key, value = layer.queries_keys_values(x, table)
             if index + 1 < self.config.prior_depth:  # nobody asks for the output of the last layer
                 attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)[:, :, zeros:]
-                x = layer.finish_fast(x, attended) if fast else layer.finish(x, attended)
+                x = layer.finish_fast(x, attended, half=half) if fast else layer.finish(x, attended)
             # Steps read keys channel by channel and values position by position; copies let the projection go.
             keys.append(key[0].to(dtype).transpose(-1, -2).contiguous().transpose(-1, -2))
             values.append(value[0].to(dtype).contiguous())

@@ -8,9 +8,10 @@ import torch
 from songbloom.prior.songbloom import native
 from songbloom.prior.songbloom.generate import generate
 from songbloom.prior.songbloom.native import NativeDiffusion
+from songbloom.transformer import halves as half_products
 from songbloom.transformer.native import loader
 from tests.prior.songbloom.test_native import plain_velocities, velocities
-from tests.prior.songbloom.test_steps import MODELS, patch_inputs
+from tests.prior.songbloom.test_steps import MODELS, adapted, patch_inputs
 from tests.prior.songbloom.tiny import SETTINGS, forbid_end, seeded, some_conditions, tiny_prior
 
 pytestmark = pytest.mark.skipif(loader.library("song") is None, reason="the native steps cannot be built here")
@@ -129,6 +130,20 @@ def test_what_is_not_finite_stays_so():
         inputs[0][1, 0, 0] = bad
         found = halves(prior, inputs)
         assert bool(found[0].isfinite().all()) and not bool(found[1].isfinite().any())
+
+
+@needs_halves
+@pytest.mark.skipif(not half_products.available(), reason="torch has a matrix unit here")
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_prompts_are_nearer_than_those_of_bfloat16(with_adapters):
+    prior = tiny_prior(prior_depth=4, m_mlp=2.6)
+    model = (adapted(prior) if with_adapters else prior).language_model
+    prefix = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    prefix[:25] = 0  # as without a style prompt
+    read = [model.read(prefix.float()), model.read(prefix), model.read(prefix, fast=False)]
+    for wanted, near, far in zip(*((*each.keys, *each.values) for each in read), strict=True):
+        assert near.dtype == torch.bfloat16 and torch.equal(near[:, :25], torch.zeros_like(near[:, :25]))
+        assert distance(near.float(), wanted) < min(6e-3, distance(far.float(), wanted))  # of which rounding takes 2e-3
 
 
 def test_without_such_products_float32_takes_their_place(monkeypatch):
