@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dit_depth=options.dit_depth,
         l_bins=options.l_bins,
         lyric_tokens=options.lyric_tokens,
-        c_res=1,
+        c_res=2,
     )
     prior = SongBloomPrior(config, torch.Generator().manual_seed(0)).train()
     targets = WAYS[options.way]

@@ -158,7 +158,12 @@ PRIOR_ATTN_BLOCK = group(
     init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
     m_attn=Knob(0.25, "Width of queries, keys and values, relative to prior_width", minimum=0),
     m_mlp=Knob(1.0, "Width inside the MLP, relative to prior_width", minimum=0),
-    c_res=Knob(0, "1: recompute each layer in the backward pass, to save memory", choices=(0, 1)),
+    c_res=Knob(
+        0,
+        "1: recompute each layer in the backward pass, to save memory; on a CPU only where keeping all would take more "
+        "than a quarter of what is free (same numbers, a third less time); 2: in any case",
+        choices=(0, 1, 2),
+    ),
     c_attn=Knob(0, "1 to 3: recompute a growing part of attention in the backward pass", choices=(0, 1, 2, 3)),
     c_mlp=Knob(0, "1: recompute the MLP in the backward pass", choices=(0, 1)),
 )

@@ -15,9 +15,10 @@ import torch
 
 from songbloom.distributed import gather_objects, say, world
 from songbloom.errors import UserError
+from songbloom.free_memory import free_bytes
 from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
-from songbloom.sampling.memory import free_bytes, item_bytes, weight_bytes
+from songbloom.sampling.memory import item_bytes, weight_bytes
 from songbloom.sampling.sampler import LevelSettings
 from songbloom.training.shared import are_shared
 from songbloom.transformer.decoding import worth_packing

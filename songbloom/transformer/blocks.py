@@ -16,6 +16,7 @@ from songbloom.transformer.attention import Attention, Geometry, head_weights, r
 from songbloom.transformer.cache import DecodingCache, attend_chunk, mean_seen, slots
 from songbloom.transformer.layers import MLP, LayerNorm
 from songbloom.transformer.patterns import BLOCKED, AttentionFunction, layer_functions
+from songbloom.transformer.recomputation import Recomputation
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class TransformerConfig:
         encoder_dims: positions of the encoder that function 6 attends to.
         prime_len: positions that stand before the music in the same sequence (function 7).
         activation: of the feed-forward half.
-        c_res, c_attn, c_mlp: recompute activations in the backward pass to save memory: whole layers (1); attention (1
-            or 2 between its projections, 3 with them); the feed-forward half (1). Same numbers, only in training.
+        c_res, c_attn, c_mlp: recompute activations in the backward pass to save memory: whole layers (1, but on a CPU
+            only where memory is short, see :class:`Recomputation`; 2: in any case); attention (1 or 2 between its
+            projections, 3 with them); the feed-forward half (1). Same numbers, only in training.
     """
 
     width: int
@@ -99,6 +101,11 @@ class TransformerConfig:
     def hidden(self) -> int:
         """Channels inside the feed-forward half."""
         return int(self.m_mlp * self.width)
+
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that a layer keeps for each position until its backward pass: inputs of maps, norms and attention."""
+        return 5 * self.width + 5 * self.state + 3 * self.hidden
 
     @property
     def residual_scale(self) -> float:
@@ -191,6 +198,7 @@ class Transformer(nn.Module):
         self.config = config
         self.funcs = config.functions
         self.layers = nn.ModuleList(TransformerLayer(config, function, generator) for function in self.funcs)
+        self.recomputation = Recomputation(config.c_res, config.kept_numbers, config.depth)
 
     @property
     def stack(self) -> list[TransformerLayer]:
@@ -212,9 +220,10 @@ class Transformer(nn.Module):
         """
         n = x.shape[1]
         x = self._checked(x, encoder_kv).to(dtype or torch.float32)
+        again = self.training and self.recomputation.wanted(x)
         for layer, function in zip(self.stack, self.funcs, strict=True):
             source = encoder_kv if function == AttentionFunction.ENCODER_DECODER else None
-            if self.training and self.config.c_res:
+            if again:
                 x = recomputed(layer, x, source, random=layer.has_dropout)
             else:
                 x = layer(x, source)

@@ -52,8 +52,13 @@ def available() -> bool:
 
 
 def usable(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether what is to be computed in ``dtype`` on ``device`` is computed here: bfloat16 on such a CPU."""
-    return dtype == torch.bfloat16 and device.type == "cpu" and available()
+    """Whether what is to be computed in ``dtype`` on ``device`` is computed here: bfloat16 on such a CPU.
+
+    Not in what ``torch.compile`` makes, which is torch's own.
+    """
+    if dtype != torch.bfloat16 or device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return available()
 
 
 def multiply(

@@ -145,7 +145,7 @@ def test_half_precision_models_train_float32_adapters() -> None:
     assert without_gradient(song) == []
 
 
-@pytest.mark.parametrize("recompute", [0, 1])
+@pytest.mark.parametrize("recompute", [0, 2])
 @pytest.mark.parametrize("family", ["jukebox", "songbloom"])
 def test_gradients_reach_every_adapter_through_checkpointing_and_nothing_else(family: str, recompute: int) -> None:
     """With recomputation the gradients are the same bit by bit."""

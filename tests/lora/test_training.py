@@ -94,7 +94,7 @@ def test_two_ranks_train_what_one_does(base: Path) -> None:
 
 @pytest.mark.slow
 def test_averages_half_precision_and_training_on_from_a_file(base: Path) -> None:
-    halves = ["--hps=tiny_vqvae,tiny_prior,all_fp16", *adapters(base)[1:], "--c_res=1", "--ema", "--mu=0.5"]
+    halves = ["--hps=tiny_vqvae,tiny_prior,all_fp16", *adapters(base)[1:], "--c_res=2", "--ema", "--mu=0.5"]
     trained(base, *halves, "--name=half", "--train_steps=3")
     saved = latest(base / "logs", "half")
     assert set(saved["ema"]) == set(saved["model"])

@@ -31,7 +31,7 @@ def test_the_loss_is_the_bits_that_are_missing():
 
 
 @pytest.mark.parametrize("hps", [SINGLE, DENSE, SEPARATE], ids=["single", "dense", "separate"])
-@pytest.mark.parametrize("c_res", [0, 1])
+@pytest.mark.parametrize("c_res", [0, 2])
 def test_it_is_added_and_measures_the_head_that_is_asked_later(hps, c_res):
     prior = build(hps, alignment_loss_fraction=0.25, c_res=c_res)
     codes, labels, upper = codes_of(2, N_CTX), labels_of(), upper_of(prior)

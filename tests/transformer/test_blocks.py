@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from songbloom.errors import UserError
 from songbloom.published.jukebox.transformer import from_published, to_published
-from songbloom.transformer import attention
+from songbloom.transformer import attention, halves
 from songbloom.transformer.blocks import Transformer, TransformerConfig
 from songbloom.transformer.patterns import AttentionFunction
 from tests.transformer.strategies import configs, examples, inputs, seeds, transformer
@@ -38,7 +38,7 @@ def test_nothing_depends_on_what_comes_later(config: TransformerConfig, seed: in
 
 
 @examples(40)
-@given(configs(), seeds, st.integers(0, 1), st.integers(0, 3), st.integers(0, 1), st.sampled_from([0.0, 0.3]))
+@given(configs(), seeds, st.integers(0, 2), st.integers(0, 3), st.integers(0, 1), st.sampled_from([0.0, 0.3]))
 def test_recomputing_activations_changes_no_number(
     config: TransformerConfig, seed: int, c_res: int, c_attn: int, c_mlp: int, dropout: float
 ) -> None:
@@ -73,7 +73,7 @@ def test_recomputing_saves_memory() -> None:
         return sum(sizes.values())
 
     plain = kept()
-    assert kept(c_res=1) < kept(c_attn=3, c_mlp=1) < kept(c_mlp=1) < plain
+    assert kept(c_res=2) < kept(c_attn=3, c_mlp=1) < kept(c_mlp=1) < plain
     assert kept(c_attn=3) < kept(c_attn=1) < plain
 
 
@@ -249,9 +249,10 @@ def test_costs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [{}, {"c_res": 1}])
-def test_dynamo_sees_one_graph(flags: dict[str, int]) -> None:
+@pytest.mark.parametrize("flags", [{}, {"c_res": 1}, {"c_res": 2}])
+def test_dynamo_sees_one_graph(flags: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """``torch.compile`` finds nothing in a training step that it must leave to Python."""
+    monkeypatch.setattr(halves, "available", lambda: False)  # what is compiled is torch's own, rounded in its own way
     model = Transformer(TransformerConfig(**SMALL, **flags)).train()
     x, _ = inputs(model.config, 0)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

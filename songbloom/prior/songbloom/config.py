@@ -48,7 +48,8 @@ class SongBloomConfig:
         lyric_dropout, prompt_dropout: the same for one of the two.
         dropout_by_batch: draw these once a batch, as the published model was trained, and not once an item.
         flow_loss_fraction: weight of the diffusion loss against the cross-entropy of the sketch.
-        c_res: 1 computes a layer's inner values again in the backward pass (less memory, a third more time).
+        c_res: 1 computes a layer's inner values again in the backward pass (less memory, a third more time), but on a
+            CPU only where memory is short (:class:`songbloom.transformer.recomputation.Recomputation`); 2 in any case.
     """
 
     patch_size: int = 16
@@ -102,6 +103,11 @@ class SongBloomConfig:
     @property
     def head_width(self) -> int:
         return self.prior_width // self.heads
+
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that a layer keeps for each position until its backward pass: inputs of maps, norms and attention."""
+        return 10 * self.prior_width + 4 * self.mlp_width
 
     @property
     def mlp_width(self) -> int:

@@ -24,6 +24,7 @@ from songbloom.prior.songbloom.layers import (
     rotate,
     split_heads,
 )
+from songbloom.transformer.recomputation import Recomputation
 
 
 class TimeEmbedding(nn.Module):
@@ -96,6 +97,7 @@ class DiffusionTransformer(nn.Module):
         self.project_out = Linear(width, config.latent_width, std=std, bias=True)
         self.time = TimeEmbedding(config)
         self.layers = nn.ModuleList(DiffusionLayer(config) for _ in range(config.dit_depth))
+        self.recomputation = Recomputation(config.c_res, config.kept_numbers, config.dit_depth)
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
 
     def diffusion_layers(self) -> Iterator[DiffusionLayer]:
@@ -134,9 +136,10 @@ class DiffusionTransformer(nn.Module):
             parts.insert(0, time[:, None])
         y = torch.cat(parts, dim=1)
         table = self.rotary(y.shape[1], y.device)
+        again = self.training and self.recomputation.wanted(y)
         for index, layer in enumerate(self.layers):
             last = config.patch_size if index + 1 == config.dit_depth else None
-            if config.c_res and self.training and torch.is_grad_enabled():
+            if again:
                 y = checkpoint(layer, y, table, time, last, use_reentrant=False)
             else:
                 y = layer(y, table, time, last)

@@ -29,6 +29,7 @@ from songbloom.prior.songbloom.layers import (
     rotate_in_place,
     split_heads,
 )
+from songbloom.transformer.recomputation import Recomputation
 from songbloom.transformer import halves
 
 TILED_FROM_ROWS = 32  # rows from which a feed-forward in tiles is the faster one
@@ -108,6 +109,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(LanguageModelLayer(config) for _ in range(config.prior_depth))
         self.norm = RMSNorm(config.prior_width)
+        self.recomputation = Recomputation(config.c_res, config.kept_numbers, config.prior_depth)
 
     def language_layers(self) -> Iterator[LanguageModelLayer]:
         """The layers, first to last."""
@@ -122,8 +124,9 @@ class LanguageModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All positions at once, each seeing itself and those before it: ``[N, T, W]`` → ``[N, T, W]``."""
         table = self.positions(0, x.shape[1], x.device)
+        again = self.training and self.recomputation.wanted(x)
         for layer in self.language_layers():
-            if self.config.c_res and self.training and torch.is_grad_enabled():
+            if again:
                 x = checkpoint(layer, x, table, use_reentrant=False)[0]
             else:
                 x = layer(x, table)[0]

@@ -90,7 +90,7 @@ def test_lyric_attention_has_a_row_a_frame_and_a_column_a_lyric_position():
     torch.testing.assert_close(found[0, :, 4], weights[:, position, lyrics])
 
 
-@pytest.mark.parametrize("c_res", [0, 1])
+@pytest.mark.parametrize("c_res", [0, 1, 2])
 def test_checkpointing_changes_no_gradient(c_res):
     plain = tiny_prior()
     tested = tiny_prior(c_res=c_res)
