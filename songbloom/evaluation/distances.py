@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from songbloom.audio.filters import mel_filters
 from songbloom.audio.spectral import LOG_FLOOR, STFT, magnitudes
-from songbloom.sketch.mel import mel_filters
 
 TRANSFORMS = (STFT(512, 50, 240), STFT(1024, 120, 600), STFT(2048, 240, 1200))
 """Of the multi-resolution STFT distance (Yamamoto et al. 2020, *Parallel WaveGAN*, table 1)."""

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from songbloom.audio.files import length_at, probe, read_audio
+from songbloom.audio.filters import mel_filters, power_frames
 from songbloom.errors import UserError
 from songbloom.files import whole_file, write_text
 from songbloom.hyperparams import fields_from
 from songbloom.lyrics.morae import PHONEMES
-from songbloom.sketch.mel import mel_filters, power_frames
 
 SHIPPED = Path(__file__).with_name("weights") / "recogniser.npz"
 FRAME_SECONDS = 0.02

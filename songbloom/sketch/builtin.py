@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from songbloom.audio.filters import banded_power, mel_filters
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
 from songbloom.sketch.features import FRAME_RATE, Features, register
-from songbloom.sketch.mel import banded_power, mel_filters
 
 STEPS = 4  # moments of the views a frame
 LEVEL_REACH = 25  # frames to either side over which the level is averaged

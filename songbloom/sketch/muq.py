@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from songbloom.audio.filters import SECONDS_A_PIECE, banded_power, mel_filters, reflected
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
-from songbloom.sketch.mel import SECONDS_A_PIECE, banded_power, mel_filters, reflected
 
 SAMPLE_RATE = 24000
 N_FFT = 2048

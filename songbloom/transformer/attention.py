@@ -68,7 +68,8 @@ def _fused(
 ) -> torch.Tensor:
     """``[.., m, d], [.., l, d], [.., l, d] -> [.., m, d]``: scores over √d, softmax in float32."""
     if halves.usable(query.dtype, query.device):  # such a CPU multiplies small matrices of bfloat16 slowest of all
-        return _fused(query.float(), key.float(), value.float(), causal=causal, mask=mask, dropout=dropout).to(query.dtype)
+        found = _fused(query.float(), key.float(), value.float(), causal=causal, mask=mask, dropout=dropout)
+        return found.to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
 
 

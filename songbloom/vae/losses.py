@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from songbloom.audio import spectral
-from songbloom.sketch.mel import mel_filters
+from songbloom.audio.filters import mel_filters
 
 MOST_BANDS = 80  # of a mel spectrum; small transforms have fewer, one for eight samples
 SILENCE = 1e-3  # -60 dB: convergence is relative to the target's norm, or that of noise so quiet if it is quieter

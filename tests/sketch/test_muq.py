@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from songbloom.audio.filters import mel_filters
 from songbloom.errors import UserError
 from songbloom.published.songbloom import muq as published
 from songbloom.sketch.features import make_features, weights_digest
-from songbloom.sketch.mel import mel_filters
 from songbloom.sketch.muq import MuQ, MuQConfig
 from tests.sketch.tiny import muq, muq_features, sound
 

@@ -29,8 +29,8 @@ from songbloom.prior.songbloom.layers import (
     rotate_in_place,
     split_heads,
 )
-from songbloom.transformer.recomputation import Recomputation
 from songbloom.transformer import halves
+from songbloom.transformer.recomputation import Recomputation
 
 TILED_FROM_ROWS = 32  # rows from which a feed-forward in tiles is the faster one
 CHUNK = 256  # positions of a long continuation that are computed at once; bounds the memory of attention's scores
