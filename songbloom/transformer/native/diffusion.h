@@ -92,7 +92,7 @@ struct DiffusionScratch {
         const bool halves = d.layers[0].query.scales;
         half.pairs = reinterpret_cast<uint32_t*>(take(halves ? ROWS * half.stride : 0)), half.scales = take(halves ? ROWS : 0);
         panel = (inputs > d.latent ? inputs : d.latent) * PANEL;
-        own_size = rounded(panel + (d.positions + 1) * head + head_width * keys + GROUP * keys);
+        own_size = rounded(panel + d.positions * head + rounded(d.positions * head_width) + head_width * keys + GROUP * keys);
         own = take(d.threads * own_size);
         size = used;
     }
@@ -190,9 +190,11 @@ class Look {
     template <class Use>
     void times(const Matrix& matrix, const float* a, int64_t stride, int rows, Use use) {
         if (HALVES && matrix.scales) {
+            // As far apart as these rows need: short ones in places for long ones would fall into few of the cache's sets.
+            const HalfRows half = {m.half.pairs, apart(pairs_of(matrix.inputs)), m.half.scales};
 #pragma omp for
-            for (int r = 0; r < rows; ++r) narrow(a + r * stride, matrix.inputs, m.half.pairs + r * m.half.stride, m.half.scales + r);
-            return half_product(matrix, m.half, rows, room, d.threads, use);
+            for (int r = 0; r < rows; ++r) narrow(a + r * stride, matrix.inputs, half.pairs + r * half.stride, half.scales + r);
+            return half_product(matrix, half, rows, room, d.threads, use);
         }
         product(matrix, a, stride, rows, room, d.threads, use);
     }
@@ -238,7 +240,7 @@ class Look {
     }
 
     // The first `rotated` channels of a head turned by the position's angles, times `rate`; channel i with i + half.
-    void turn(const float* x, int position, float rate, float* to) const {
+    void turn(const float* __restrict x, int position, float rate, float* __restrict to) const {
         const int half = d.rotated / 2, head_width = d.width / d.heads;
         const float *cosines = d.table + int64_t(position) * d.rotated, *sines = cosines + int64_t(d.positions) * d.rotated;
         for (int i = 0; i < half; ++i) {
@@ -252,21 +254,20 @@ class Look {
     void attend(const float* qkv, int wanted) {
         const int head_width = d.width / d.heads, from = d.positions - wanted;
         const float rate = 1.0f / std::sqrt(float(head_width));
-        float *query = room + m.panel, *one = query + d.positions * m.head, *key = one + m.head, *score = key + head_width * m.keys;
+        float *query = room + m.panel, *turned_keys = query + d.positions * m.head;
+        float *key = turned_keys + rounded(d.positions * head_width), *score = key + head_width * m.keys;
 #pragma omp for schedule(dynamic, 1)
         for (int unit = 0; unit < d.songs * d.heads; ++unit) {
             const int song = unit / d.heads, channel = unit % d.heads * head_width;
             const float* rows = qkv + int64_t(song) * d.positions * m.row3 + channel;
             for (int t = 0; t < wanted; ++t) turn(rows + (from + t) * m.row3, from + t, rate, query + t * m.head);
-            for (int t = 0; t < m.keys; ++t) {  // keys stand side by side, as a panel's columns
-                if (t < d.positions) turn(rows + t * m.row3 + width, t, 1.0f, one);
-                else std::memset(one, 0, head_width * sizeof(float));
-                for (int k = 0; k < head_width; ++k) key[k * m.keys + t] = one[k];
-            }
+            for (int t = 0; t < d.positions; ++t) turn(rows + t * m.row3 + width, t, 1.0f, turned_keys + t * head_width);
+            for (int t = 0; t < m.keys; t += LANES)  // keys stand side by side, as a panel's columns
+                lay_half(turned_keys, t, d.positions, head_width, key + t / PANEL * PANEL * head_width + t % PANEL);
             for (int begin = 0; begin < wanted; begin += GROUP) {
                 const int count = wanted - begin < GROUP ? wanted - begin : GROUP;
                 for (int c = 0; c < m.keys; c += PANEL)
-                    times_panel(query + begin * m.head, m.head, count, key + c, m.keys, head_width, nullptr,
+                    times_panel(query + begin * m.head, m.head, count, key + c * head_width, PANEL, head_width, nullptr,
                                 [&](int r, const float* made) { std::memcpy(score + r * m.keys + c, made, PANEL * sizeof(float)); });
                 for (int r = 0; r < count; ++r) softmax(score + r * m.keys, d.positions);
                 for (int c = 0; c < head_width; c += PANEL)

@@ -3,7 +3,7 @@
 //
 // A matrix's row and a row of input are each scaled by a power of two, so that their largest number lies in [8, 16):
 // nothing can overflow, and what falls below half precision's range is less than a millionth of the largest. Sums are
-// half precision over RUN products, beyond that float32. Each sum is one chain in one order whatever the tile, and a
+// half precision over a run of products and two runs, beyond that float32. Each sum is one chain in one order whatever the tile, and a
 // row's scale is its own, so what a row gets depends on nothing but the row.
 
 #pragma once
@@ -80,8 +80,6 @@ __attribute__((noinline)) void multiply_halves(const uint32_t* a, int64_t a_stri
         for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ph();
         for (int i = begin; i < end; ++i) {
             const __m512h first = _mm512_loadu_ph(b + int64_t(i) * PANEL), second = _mm512_loadu_ph(b + int64_t(i) * PANEL + LANES);
-            __builtin_prefetch(b + int64_t(i + 12) * PANEL, 0, 3);
-            __builtin_prefetch(b + int64_t(i + 12) * PANEL + LANES, 0, 3);
             __builtin_prefetch(ahead + int64_t(i) * pace, 0, 2);
             if (pace > LANES) __builtin_prefetch(ahead + int64_t(i) * pace + LANES, 0, 2);
 #pragma GCC unroll 16
@@ -91,14 +89,19 @@ __attribute__((noinline)) void multiply_halves(const uint32_t* a, int64_t a_stri
                 sum[r][1] = _mm512_fmadd_ph(in, second, sum[r][1]);
             }
         }
+        const bool second = begin / RUN_PAIRS % 2;
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-            for (int j = 0; j < 2; ++j) _mm512_store_ph(runs[2 * r + j], sum[r][j]);
+            for (int j = 0; j < 2; ++j) {
+                if (second) sum[r][j] = _mm512_add_ph(sum[r][j], _mm512_load_ph(runs[2 * r + j]));
+                _mm512_store_ph(runs[2 * r + j], sum[r][j]);
+            }
+        if (!second && end < count) continue;
         asm volatile("" ::"r"(runs) : "memory");  // or the compiler takes registers apart instead, by the port that multiplies
 #pragma GCC unroll 8
         for (int j = 0; j < 4 * R; ++j) {
             const __m512 run = _mm512_cvtxph_ps(_mm256_load_ph(runs[0] + j * LANES));
-            _mm512_store_ps(sums[j], begin ? _mm512_add_ps(_mm512_load_ps(sums[j]), run) : run);
+            _mm512_store_ps(sums[j], begin >= 2 * RUN_PAIRS ? _mm512_add_ps(_mm512_load_ps(sums[j]), run) : run);
         }
     }
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
