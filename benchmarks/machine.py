@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from songbloom.errors import UserError
+from songbloom.transformer import halves
 from songbloom.transformer.native import loader
 
 
@@ -84,9 +85,50 @@ def summary(taken: list[float]) -> dict[str, float]:
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
-    """The best rate of a square matrix product, in operations a second."""
+    """The best rate of a square matrix product of torch's, in operations a second."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return 2 * size**3 / min(seconds(lambda: F.linear(a, b), repeats))
+
+
+def halves_rate(size: int = 2048, repeats: int = 5) -> float | None:
+    """The same of what bfloat16 is multiplied by where the processor has AVX512-FP16; None elsewhere."""
+    if not halves.available():
+        return None
+    a, b = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    return 2 * size**3 / min(seconds(lambda: halves.multiply(a, b.t(), dtype=torch.bfloat16), repeats))
+
+
+def instruction_rates(turns: int = 10_000_000, repeats: int = 5) -> dict[str, float]:
+    """What all threads' multiplications reach that need nothing from memory, in operations a second: the limit.
+
+    Returns:
+        ``floats`` and ``halves``, where the processor has AVX-512 instructions of that kind and there is a compiler.
+    """
+    library = compiled("multiplying")
+    if library is None:
+        return {}
+    library.operations.restype = ctypes.c_double
+    threads, found = torch.get_num_threads(), {}
+    for half, name in enumerate(("floats", "halves")):
+        arguments = (half, ctypes.c_int64(turns), threads)
+        if operations := library.operations(*arguments):
+            found[name] = operations / min(seconds(lambda given=arguments: library.multiply_all(*given), repeats))
+    return found
+
+
+@cache
+def compiled(name: str) -> ctypes.CDLL | None:
+    """The library of a source that lies beside this file, built for this machine; None without a compiler."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    flags = [*loader.FLAGS, "-ffast-math", *loader.thread_flags(), *loader.machine_flags()]
+    source, library = Path(__file__).with_name(f"{name}.cpp"), Path(folder) / f"{name}.so"
+    command = [os.environ.get("CXX", "c++"), *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @cache
@@ -96,16 +138,10 @@ def reader() -> tuple[str, Callable[[torch.Tensor], object]]:
     That is ``reading.cpp`` where there is a compiler: several streams a thread, twice as fast as torch's sum on a
     machine that was measured.
     """
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    flags = [*loader.FLAGS, "-ffast-math", *loader.thread_flags(), *loader.machine_flags()]
-    source, library = Path(__file__).with_name("reading.cpp"), Path(folder) / "reading.so"
-    command = [os.environ.get("CXX", "c++"), *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-        read_all = ctypes.CDLL(str(library)).read_all
-    except (OSError, subprocess.CalledProcessError):
+    library = compiled("reading")
+    if library is None:
         return "torch.sum", torch.Tensor.sum
+    read_all = library.read_all
     read_all.restype, read_all.argtypes = ctypes.c_float, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     return "reading.cpp", lambda buffer: read_all(buffer.data_ptr(), buffer.numel(), torch.get_num_threads())
 

@@ -19,6 +19,7 @@ import machine
 import torch
 
 from hparams import KNOBS, setup_hparams
+from songbloom.allocator import keep_memory
 from songbloom.errors import UserError
 from songbloom.hyperparams import Knob, Knobs, group
 from songbloom.prior.prior import Prior, PriorConfig, dtype_of
@@ -122,6 +123,7 @@ def measure_sampling(
 
 def measure(arguments: Sequence[str]) -> dict[str, Any]:
     """All figures, as one object."""
+    keep_memory()  # as train.py does on a CPU
     knobs = Knobs(COMMAND, *KNOBS.groups)
     options = knobs.parse(arguments)
     told = {key: options.pop(key, knob.default) for key, knob in COMMAND.knobs.items()}
@@ -131,12 +133,16 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
     hps = configuration(options, told["hps"], told["quick"])
     result = machine.facts()
     prior = build(hps)
-    rates = {name: machine.gemm_rate(dtype_of(name), 256 if told["quick"] else 2048) for name in told["precisions"]}
+    size = 256 if told["quick"] else 2048
+    rates = {name: machine.gemm_rate(dtype_of(name), size) for name in told["precisions"]}
+    limits = {"gemm_gflops": {name: round(rate / 1e9, 1) for name, rate in rates.items()}}
+    if "bf16" in rates and (faster := machine.halves_rate(size)):
+        limits["gemm_gflops"]["bf16, as multiplied here"] = round(faster / 1e9, 1)
+        rates["bf16"] = faster
+    instructions = machine.instruction_rates(100_000 if told["quick"] else 10_000_000)
+    limits["instruction_gflops"] = {name: round(rate / 1e9, 1) for name, rate in instructions.items()}
     bandwidth = machine.read_rate(8 if told["quick"] else 256)
-    result["limits"] = {
-        "gemm_gflops": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
-        "read_gigabytes_per_second": round(bandwidth / 1e9, 2),
-    }
+    result["limits"] = {**limits, "read_gigabytes_per_second": round(bandwidth / 1e9, 2)}
     result["config"] = {**vars(prior.config), "hps": told["hps"], "bs": hps["bs"], "quick": told["quick"]}
     result["cost"] = prior.cost()
     result["train"] = {

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from songbloom.transformer.native import loader
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), Hendrycks and Gimpel 2016, section 2
 FEWEST = 2**22  # multiplications of a product below which laying its operands costs more than it saves
 
 
@@ -28,7 +29,7 @@ class _Product(ctypes.Structure):
     """``struct Product`` of halves.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "bias", "row_sums", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "bias", "row_sums", "before", "slope_at", "scratch")),
         *((name, ctypes.c_int64) for name in ("a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
         *((name, ctypes.c_int32) for name in ("a_kind", "b_kind", "c_kind", "threads")),
@@ -68,6 +69,8 @@ def multiply(
     dtype: torch.dtype = torch.float32,
     bias: torch.Tensor | None = None,
     row_sums: torch.Tensor | None = None,
+    before: torch.Tensor | None = None,
+    slope_at: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``a b (+ bias)``, with operands rounded to float16 after scaling, and sums in float32.
 
@@ -77,6 +80,8 @@ def multiply(
         dtype: of the result.
         bias: ``[columns]``.
         row_sums: float32 ``[rows]``, takes the sums of a's rows.
+        before: ``[rows, columns]`` of ``dtype``, contiguous: takes the result, which itself becomes its quick-GELU.
+        slope_at: the same: the result is multiplied by the slope of quick-GELU at these places.
 
     Returns:
         ``[rows, columns]``, contiguous.
@@ -97,14 +102,18 @@ def multiply(
         return result.zero_() if bias is None else result.copy_(bias.detach())
     a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
     bias = None if bias is None else bias.detach().float().contiguous()
+    others = (None if x is None else x.data_ptr() for x in (bias, row_sums, before, slope_at))
     product = _Product(
-        a.data_ptr(), b.data_ptr(), result.data_ptr(), *(None if x is None else x.data_ptr() for x in (bias, row_sums)),
+        a.data_ptr(), b.data_ptr(), result.data_ptr(), *others,
         None, *a.stride(), *b.stride(), columns, rows, columns, depth,
         KINDS[a.dtype], KINDS[b.dtype], KINDS[dtype], torch.get_num_threads(),
     )  # fmt: skip
     needed = library.halves_scratch(ctypes.byref(product))
     if needed < 0:
-        return multiply(a, b, bias=bias, row_sums=row_sums).to(dtype)
+        result = multiply(a, b, bias=bias, row_sums=row_sums).to(dtype)
+        if before is not None:
+            result = F.silu(QUICK_GELU_SLOPE * before.copy_(result)) / QUICK_GELU_SLOPE
+        return result if slope_at is None else torch.ops.aten.silu_backward(result, QUICK_GELU_SLOPE * slope_at)
     scratch = _scratch(needed)
     product.scratch = scratch.data_ptr()
     library.halves_multiply(ctypes.byref(product))
@@ -139,13 +148,48 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
         gradient = gradient.contiguous()
         for_x = multiply(gradient, weight, dtype=x.dtype) if wanted[0] else None
-        for_bias = gradient.new_empty(gradient.shape[1], dtype=torch.float32) if wanted[2] else None
-        for_weight = None
-        if wanted[1]:
-            for_weight = multiply(gradient.t(), x, dtype=weight.dtype, row_sums=for_bias)
-        elif for_bias is not None:
-            torch.sum(gradient, 0, dtype=torch.float32, out=for_bias)
-        return for_x, for_weight, for_bias
+        return for_x, *_weight_and_bias(gradient, x, weight, *wanted[1:])
+
+
+class _QuickGELUMLP(torch.autograd.Function):
+    """``down(quick_gelu(up(x)))`` for rows x: the activation and its slope are applied where products are written."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: torch.Tensor) -> torch.Tensor:
+        x, up, up_bias, down, down_bias = inputs
+        before = x.new_empty(x.shape[0], up.shape[0])
+        hidden = multiply(x, up.t(), dtype=x.dtype, bias=up_bias, before=before)
+        ctx.save_for_backward(x, before, hidden, up, down)
+        return multiply(hidden, down.t(), dtype=x.dtype, bias=down_bias)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, before, hidden, up, down = ctx.saved_tensors  # type: ignore[attr-defined]
+        wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
+        gradient = gradients[0].contiguous()
+        for_down = _weight_and_bias(gradient, hidden, down, *wanted[3:])
+        inner = multiply(gradient, down, dtype=x.dtype, slope_at=before)
+        for_up = _weight_and_bias(inner, x, up, *wanted[1:3])
+        return multiply(inner, up, dtype=x.dtype) if wanted[0] else None, *for_up, *for_down
+
+
+def _weight_and_bias(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, wants_weight: bool, wants_bias: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of a linear map's weight, in its dtype, and of its bias, in float32."""
+    bias = gradient.new_empty(gradient.shape[1], dtype=torch.float32) if wants_bias else None
+    if wants_weight:
+        return multiply(gradient.t(), x, dtype=weight.dtype, row_sums=bias), bias
+    return None, None if bias is None else torch.sum(gradient, 0, dtype=torch.float32, out=bias)
+
+
+def quick_gelu_mlp(
+    x: torch.Tensor, up: torch.Tensor, up_bias: torch.Tensor, down: torch.Tensor, down_bias: torch.Tensor
+) -> torch.Tensor | None:
+    """``down(quick_gelu(up(x)))`` of linear maps, ``[..., width]`` to the same; None where it is not for here."""
+    if x.numel() * up.shape[0] < FEWEST or not usable(x.dtype, x.device) or not torch.is_grad_enabled():
+        return None
+    return _QuickGELUMLP.apply(x.reshape(-1, x.shape[-1]), up, up_bias, down, down_bias).view(x.shape)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from songbloom.errors import UserError, did_you_mean
-from songbloom.transformer.halves import linear
+from songbloom.transformer.halves import QUICK_GELU_SLOPE, linear, quick_gelu_mlp
 
 LAYER_NORM_EPS = 1e-5
-QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), Hendrycks and Gimpel 2016, section 2
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -134,5 +133,13 @@ class MLP(nn.Module):
         self.down = Linear(hidden, width, std=0.02 * init_scale, zero=zero_out, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.down(self.activation(self.up(x)))
+        y = self._at_once(x) if self.activation is quick_gelu else None
+        if y is None:
+            y = self.down(self.activation(self.up(x)))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
+
+    def _at_once(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What both maps make of x where that is one function, and nobody (an adapter) looks at either map alone."""
+        if self.up._forward_hooks or self.down._forward_hooks:
+            return None
+        return quick_gelu_mlp(x, self.up.weight, self.up.bias, self.down.weight, self.down.bias)

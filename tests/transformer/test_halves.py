@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from songbloom.transformer import halves
-from songbloom.transformer.layers import Linear
+from songbloom.transformer.layers import MLP, Linear
 
 needs_halves = pytest.mark.skipif(not halves.available(), reason="this processor does not multiply halves")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -131,6 +131,56 @@ def test_gradients_of_a_linear_map(with_bias, monkeypatch) -> None:
     assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32][: 3 + with_bias]
     for ours, wanted in zip(found, right, strict=True):
         assert error(ours, wanted) < 2.5e-3
+
+
+@needs_halves
+@pytest.mark.parametrize("rows", [(1, 77), (3, 130)])
+def test_a_feed_forward_half_and_its_gradients(rows, monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    mlp = MLP(40, 70, generator=torch.Generator().manual_seed(17))
+    for parameter in mlp.parameters():
+        parameter.data.copy_(
+            torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.3
+        )
+    x, gradient = (
+        draw(rows[0] * rows[1], 40, 18, torch.bfloat16, False),
+        draw(rows[0] * rows[1], 40, 19, torch.bfloat16, False),
+    )
+    x, gradient = x.view(*rows, 40), gradient.view(*rows, 40) * 1e-6
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        mlp.zero_grad()
+        mlp.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        given = x.detach().to(dtype).requires_grad_()
+        y = mlp(given)
+        y.backward(gradient.to(dtype))
+        return [y.detach(), given.grad, *(p.grad.clone() for p in mlp.parameters())]
+
+    right = run(torch.float64)
+    calls = []
+    real = halves._QuickGELUMLP.apply
+    monkeypatch.setattr(halves._QuickGELUMLP, "apply", lambda *inputs: calls.append(1) or real(*inputs))
+    found = run(torch.bfloat16)
+    assert calls
+    for ours, wanted in zip(found, right, strict=True):
+        assert error(ours, wanted) < 4e-3
+    monkeypatch.setattr(halves, "available", lambda: False)
+    for ours, wanted in zip(run(torch.bfloat16), right, strict=True):  # torch's own, rounded more often
+        assert error(ours, wanted) < 1e-2
+
+
+@needs_halves
+def test_a_result_deeper_than_a_block_is_activated_as_well() -> None:
+    a, b = draw(20, 9000, 20, torch.bfloat16, False), draw(9000, 30, 21, torch.float32, False)
+    before = torch.empty(20, 30, dtype=torch.bfloat16)
+    found = halves.multiply(a, b, dtype=torch.bfloat16, before=before)
+    right = a.double() @ b.double()
+    assert error(before, right) < 3e-3 and error(found, right * torch.sigmoid(1.702 * right)) < 8e-3
+    places = draw(20, 30, 22, torch.bfloat16, False)
+    slopes = places.double().requires_grad_()
+    (slopes * torch.sigmoid(1.702 * slopes)).sum().backward()
+    found = halves.multiply(a, b, dtype=torch.bfloat16, slope_at=places)
+    assert error(found, right * slopes.grad) < 8e-3
 
 
 @needs_halves

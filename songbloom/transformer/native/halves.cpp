@@ -16,6 +16,10 @@ struct Product {
     void* c;            // its columns lie together
     const float* bias;  // of each column, or null
     float* row_sums;    // takes the sums of A's rows, or null
+    // Both are laid out like C, or null. Quick-GELU is applied to C, and what it is applied to goes to `before`; C is
+    // multiplied by the slope of quick-GELU at `slope_at`.
+    void* before;
+    const void* slope_at;
     void* scratch;
     int64_t a_row, a_column, b_row, b_column, c_row;
     int64_t rows, columns, depth;
@@ -47,6 +51,9 @@ int thread() {
 #endif
 }
 
+// Whether C can be made of several blocks of the depth.
+bool adds(const Product& p) { return p.c_kind == FLOAT && !p.before && !p.slope_at; }
+
 // How a product is cut, and where its parts lie in its scratch memory.
 struct Plan {
     int64_t depth, panels, tiles, group, groups, panel_bytes, tile_bytes, thread_bytes;
@@ -54,7 +61,7 @@ struct Plan {
     int64_t bytes;
 
     explicit Plan(const Product& p) {
-        depth = p.c_kind == FLOAT && p.depth > DEPTH ? DEPTH : p.depth;
+        depth = adds(p) && p.depth > DEPTH ? DEPTH : p.depth;
         panels = (p.columns + PANEL - 1) / PANEL;
         tiles = (p.rows + TILE - 1) / TILE;
         panel_bytes = depth * PANEL * 2;
@@ -124,6 +131,11 @@ void put(const Product& p, const float* sums, int64_t row, int64_t column, const
             const __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + r * PANEL + j), _mm512_set1_ps(row_scales[r]));
             __m512 x = _mm512_fmadd_ps(sum, factors, bias);
             if (!first_block) x = _mm512_add_ps(x, load_first(p.c, at, FLOAT, n));
+            if (p.before) {
+                store_first(p.before, at, p.c_kind, n, x);
+                x = quick_gelu(x);
+            }
+            if (p.slope_at) x = _mm512_mul_ps(x, quick_gelu_slope(load_first(p.slope_at, at, p.c_kind, n)));
             store_first(p.c, at, p.c_kind, n, x);
         }
     }
@@ -159,8 +171,8 @@ extern "C" {
 
 int halves_here(void) { return 1; }
 
-// Bytes of scratch memory, or -1 where C would have to be added to but isn't float.
-int64_t halves_scratch(const Product* p) { return p->c_kind != FLOAT && p->depth > DEEPEST ? -1 : Plan(*p).bytes; }
+// Bytes of scratch memory, or -1 where C would have to be added to but cannot.
+int64_t halves_scratch(const Product* p) { return !adds(*p) && p->depth > DEEPEST ? -1 : Plan(*p).bytes; }
 
 void halves_multiply(const Product* product) {
     const Product& p = *product;

@@ -23,7 +23,7 @@ constexpr int PANEL = 64;   // columns
 constexpr int RUN = 64;     // products summed as halves
 constexpr int WIDTH = 16;   // floats of a register
 constexpr int SLACK = WIDTH;
-constexpr int AHEAD = 16;   // rows of a tile that are fetched before they are needed
+constexpr int AHEAD = 8;    // lines of a panel that are fetched before they are needed
 
 enum Kind { FLOAT = 0, BF16 = 1, HALF = 2 };
 
@@ -57,6 +57,32 @@ inline void store_first(void* to, int64_t at, int kind, int64_t n, __m512 x) {
     } else {
         _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, (__m256i)_mm512_cvtneps_pbh(x));
     }
+}
+
+// e^x by a polynomial of 2^f, f within a half (Cephes' exp2f), error some units in the last place.
+inline __m512 exponential(__m512 x) {
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(t, n);
+    const float terms[] = {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f, 2.402264791363012e-1f,
+                           6.931472028550421e-1f, 1.0f};
+    __m512 p = _mm512_set1_ps(1.535336188319500e-4f);
+    for (int i = 0; i < 6; ++i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(terms[i]));
+    return _mm512_scalef_ps(p, n);
+}
+
+// σ(1.702 x), of which quick-GELU is x times.
+inline __m512 gate_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_mul_ps(x, _mm512_set1_ps(-1.702f)))));
+}
+
+inline __m512 quick_gelu(__m512 x) { return _mm512_mul_ps(x, gate_of(x)); }
+
+inline __m512 quick_gelu_slope(__m512 x) {
+    const __m512 gate = gate_of(x);
+    const __m512 rest = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(1.702f), x), _mm512_fnmadd_ps(gate, gate, gate));
+    return _mm512_add_ps(gate, rest);
 }
 
 // The powers of two that take these magnitudes (as whole numbers) to between 8 and 16; 1 for nothing, infinities and NaN.
@@ -188,7 +214,8 @@ __attribute__((noinline)) inline void multiply(const uint32_t* a, const uint16_t
         for (int r = 0; r < TILE; ++r) run[r][0] = run[r][1] = _mm512_setzero_ph();
         for (int64_t k = 0; k < end; ++k, a += TILE, b += PANEL) {
             const __m512h left = _mm512_loadu_ph(b), right = _mm512_loadu_ph(b + 32);
-            _mm_prefetch(reinterpret_cast<const char*>(a + AHEAD * TILE), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(b + AHEAD * PANEL), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(b + AHEAD * PANEL + 32), _MM_HINT_T0);
 #pragma GCC unroll 12
             for (int r = 0; r < TILE; ++r) {
                 const __m512h x = (__m512h)_mm512_set1_epi32(int(a[r]));

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -106,10 +107,20 @@ def cpu_features() -> str:
     return platform.processor() or platform.machine()
 
 
+def sources(name: str) -> list[Path]:
+    """A file of this folder and the headers beside it that it includes, and those that they do."""
+    found = [FOLDER / name]
+    for path in found:  # grows on the way
+        for header in re.findall(r'^#include "(.+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            if FOLDER / header not in found:
+                found.append(FOLDER / header)
+    return found
+
+
 def library_name(flags: tuple[str, ...], source: str = "step") -> str:
     """The name of the library that a source gives with these options on this machine."""
     parts = (
-        *(path.read_text(encoding="utf-8") for path in (FOLDER / f"{source}.cpp", *sorted(FOLDER.glob("*.h")))),
+        *(path.read_text(encoding="utf-8") for path in sources(f"{source}.cpp")),
         " ".join(flags),
         cpu_features(),
         platform.machine(),
