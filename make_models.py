@@ -264,7 +264,7 @@ def make_songbloom(
             f"the VAE has latents of {vae.latent_dim} numbers and the prior writes {prior.config.latent_width}: give "
             "--restore_vae with the VAE that it was trained on"
         )
-    _check_codec(made[prior_set], vae)
+    check_codec(made[prior_set], vae)
     return SketchedCodec(vae, tokeniser, prior.config.l_bins), prior
 
 
@@ -316,7 +316,7 @@ def say_what_is_assumed(hps: Mapping[str, Any], option: str) -> None:
         )
 
 
-def _check_codec(hps: Mapping[str, Any], vae: VAE) -> None:
+def check_codec(hps: Mapping[str, Any], vae: VAE) -> None:
     """Refuse latents of another VAE than the prior was trained on, where its checkpoint remembers which."""
     if hps["restore_prior"]:
         local = downloads.target_of(hps["restore_prior"])

@@ -10,6 +10,7 @@ import torch
 
 from make_models import (
     SKETCH_DIGEST,
+    check_codec,
     complete_songbloom,
     fingerprint,
     make_prior,
@@ -144,8 +145,14 @@ def start_of(hps: Hyperparams) -> None:
 
 
 def make_songbloom_codec(hps: Hyperparams, beginning: Beginning, device: torch.device) -> SketchedCodec:
-    """The frozen codec of a SongBloom prior; ``hps`` remembers which it is."""
+    """The frozen codec of a SongBloom prior; ``hps`` remembers which it is.
+
+    Raises:
+        UserError: another codec or codebook than that of the weights that training begins with.
+    """
     vae = make_vae(hps.copy(), device)
+    if hps.lora:
+        check_codec(hps, vae)  # of the base; a prior that is trained itself is compared by remember_codec
     tokeniser = make_tokeniser(hps, device)
     remember_codec(hps, beginning, fingerprint(vae), tokeniser.digest if tokeniser is not None else "")
     return SketchedCodec(vae, tokeniser, hps.l_bins)

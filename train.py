@@ -126,6 +126,7 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     if folder.is_dir():
         claim(folder)
     start_of(hps)
+    named = hps.get(SKETCH_DIGEST)  # the codebook of the weights to begin with, or to adapt
     beginning = find_beginning(folder, hps, saved_as(hps))
     require_weights(hps, beginning, folder)
     songs = checked_songs(hps)
@@ -147,8 +148,8 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         train_set,
         state,
         pretrained=bool(hps.restore_prior),
-        # remember_codec has refused another codebook than the checkpoint names
-        same_codebook=bool((beginning.content or {}).get("hps", {}).get(SKETCH_DIGEST)),
+        # another codebook than the checkpoint or the base names has been refused
+        same_codebook=bool(named or (beginning.content or {}).get("hps", {}).get(SKETCH_DIGEST)),
     )
     if hps.torch_compile:
         task.model.compile()

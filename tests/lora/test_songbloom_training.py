@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import make_models
 import train
-from hparams import training_command
+from hparams import setup_hparams, training_command
 from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.lyrics.phoneme_vocabulary import named
@@ -64,3 +65,20 @@ def test_new_symbols_and_adapters_are_all_that_is_trained(folder: Path, capsys: 
 def test_weights_must_be_named(folder: Path) -> None:
     with pytest.raises(UserError, match="--lora needs the weights that are adapted"):
         built(*RUN, "--lora", "--lora-rank=4", "--name=never", "--restore_prior=")
+
+
+def test_a_base_of_this_codebook_is_not_told_to_have_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = torch.load(folder / "logs/base" / checkpoint.LATEST, weights_only=True)
+    base["model"]["classifier.output.bias"][0] = 50.0  # it expects one code everywhere
+    base["ema"] = None
+    torch.save(base, folder / "logs/base" / checkpoint.LATEST)
+    built(*LORA, "--name=heart", "--train_steps=1")
+    told = capsys.readouterr().out
+    assert "does not expect these songs" in told and "mean nothing" not in told
+
+
+def test_a_base_of_another_vae_is_refused(folder: Path) -> None:
+    hps = setup_hparams("tiny_songbloom_vae", {"seed": 5})
+    make_models.save(make_models.make_vae(hps), folder / "logs/tiny_songbloom_vae" / checkpoint.LATEST, "vae", hps)
+    with pytest.raises(UserError, match="was trained on the latents of another VAE"):
+        built(*LORA, "--name=other", "--train_steps=1")
