@@ -2,7 +2,9 @@
 
 The numbers are those of the plain modules, to rounding, and what is computed for a song depends on nothing but that
 song, bit by bit. Weights are read as the model keeps them, in float32 or bfloat16; sums, and what goes from layer to
-layer, are float32 in any case. See ``songbloom/transformer/native/diffusion.h`` and ``language.h``.
+layer, are float32, but for looks of songs in bf16 on a processor with AVX512-FP16: these multiply in float16, scaled
+row by row, and add up runs of 32 products in it. See ``songbloom/transformer/native/diffusion.h``, ``half_panels.h``
+and ``language.h``.
 
 Make these again when the weights have changed or moved.
 """
@@ -148,7 +150,7 @@ class _Weights:
 
     def large_pages(self) -> None:
         """Have all that has been named lie in large pages: it is read faster by a seventh from there. This takes no
-        memory, and a second per GB the first time."""
+        memory, and one or two seconds a GB the first time."""
         large = [tensor for tensor in self.kept if tensor.nbytes >= _REACH >> 6]
         if sum(tensor.nbytes for tensor in large) >= _REACH:
             for tensor in large:
