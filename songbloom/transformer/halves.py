@@ -132,23 +132,26 @@ def _scratch(size: int) -> torch.Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """``x Wᵀ + b`` for rows x, and its gradients: those of weight and bias in float32."""
+    """``x Wᵀ + b`` for rows x in some dtype, and its gradients: the bias' in float32, others as what they belong to."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ctx: torch.autograd.function.FunctionCtx,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return multiply(x, weight.t(), dtype=x.dtype, bias=bias)
+        return multiply(x, weight.t(), dtype=dtype, bias=bias)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        (gradient,) = gradients
         wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
-        gradient = gradient.contiguous()
+        gradient = gradients[0].contiguous()
         for_x = multiply(gradient, weight, dtype=x.dtype) if wanted[0] else None
-        return for_x, *_weight_and_bias(gradient, x, weight, *wanted[1:])
+        return for_x, *_weight_and_bias(gradient, x, weight, *wanted[1:3]), None
 
 
 class _QuickGELUMLP(torch.autograd.Function):
@@ -192,22 +195,53 @@ def quick_gelu_mlp(
     return _QuickGELUMLP.apply(x.reshape(-1, x.shape[-1]), up, up_bias, down, down_bias).view(x.shape)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x Wᵀ + b`` in x's dtype; weights in another are cast.
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """``x Wᵀ + b``; weights in another dtype are cast.
 
     Args:
         x: ``[..., in]``.
         weight: ``[out, in]``.
         bias: ``[out]``.
+        dtype: of the result, x's unless given. Bfloat16 maps may so give float32, and take it, at no cost.
 
     Returns:
         ``[..., out]``.
     """
-    if x.numel() * weight.shape[0] >= FEWEST and usable(x.dtype, x.device):
+    dtype = dtype or x.dtype
+    half = x.dtype if dtype == torch.float32 else dtype
+    if x.numel() * weight.shape[0] >= FEWEST and usable(half, x.device):
         rows = x.reshape(-1, x.shape[-1])
         if torch.is_grad_enabled():
-            y = _Linear.apply(rows, weight, bias)
+            y = _Linear.apply(rows, weight, bias, dtype)
         else:
-            y = multiply(rows, weight.t(), dtype=x.dtype, bias=bias)
+            y = multiply(rows, weight.t(), dtype=dtype, bias=bias)
         return y.view(*x.shape[:-1], weight.shape[0])
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    x = x.to(half)
+    return F.linear(x, weight.to(half), None if bias is None else bias.to(half)).to(dtype)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+) -> torch.Tensor:
+    """torch's ``scaled_dot_product_attention``, in float32 where :func:`usable`: such a CPU multiplies the small
+    matrices of bfloat16 slowest of all.
+
+    Args:
+        query: ``[.., m, d]``; key and value ``[.., l, d]``.
+
+    Returns:
+        ``[.., m, d]``, in the query's dtype.
+    """
+    dtype = query.dtype
+    if usable(dtype, query.device):
+        query, key, value = query.float(), key.float(), value.float()
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return found.to(dtype)

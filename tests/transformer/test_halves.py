@@ -226,3 +226,37 @@ def test_a_matrix_unit_is_preferred(monkeypatch) -> None:
     finally:
         monkeypatch.undo()
         halves._library.cache_clear()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_torchs_and_nearer_to_float32s(causal) -> None:
+    generator = torch.Generator().manual_seed(23)
+    query, key, value = (torch.randn(2, 3, 50, 16, generator=generator).bfloat16() for _ in range(3))
+    right = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), is_causal=causal)
+    found = halves.attention(query, key, value, causal=causal)
+    assert found.dtype == torch.bfloat16 and error(found, right) < (2e-3 if halves.available() else 1e-2)
+    wide = [x.float() for x in (query, key, value)]
+    assert torch.equal(halves.attention(*wide, causal=causal), F.scaled_dot_product_attention(*wide, is_causal=causal))
+
+
+@needs_halves
+def test_a_bfloat16_map_may_give_and_take_float32(monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    generator = torch.Generator().manual_seed(24)
+    x = torch.randn(90, 30, generator=generator).bfloat16().requires_grad_()
+    first, second = (torch.randn(n, m, generator=generator, requires_grad=True) for n, m in ((50, 30), (20, 50)))
+    wide = halves.linear(x, first, dtype=torch.float32)
+    y = halves.linear(wide, second, dtype=torch.bfloat16)
+    assert wide.dtype == torch.float32 and y.dtype == torch.bfloat16
+    y.backward(torch.ones_like(y))
+    inputs = [t.detach().double().requires_grad_() for t in (x, first, second)]
+    F.linear(F.linear(inputs[0], inputs[1]), inputs[2]).sum().backward()
+    for ours, right in zip((x, first, second), inputs, strict=True):
+        assert error(ours.grad, right.grad) < 3e-3
+
+
+def test_few_rows_may_as_well() -> None:
+    x, weight = draw(3, 20, 25, torch.bfloat16, False), draw(30, 20, 26, torch.float32, False)
+    wide = halves.linear(x, weight, dtype=torch.float32)
+    assert torch.equal(wide, F.linear(x, weight.bfloat16()).float())
+    assert halves.linear(wide, weight.t().contiguous(), dtype=torch.bfloat16).dtype == torch.bfloat16

@@ -24,6 +24,7 @@ from songbloom.prior.songbloom.layers import (
     rotate,
     split_heads,
 )
+from songbloom.transformer.halves import attention
 from songbloom.transformer.recomputation import Recomputation
 
 
@@ -77,7 +78,7 @@ class DiffusionLayer(nn.Module):
         query, key = rotate(query, table), rotate(key, table)
         if last is not None:  # nothing reads the other positions of the last layer
             query, x = query[:, :, -last:], x[:, -last:]
-        branch = self.attention_output(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        branch = self.attention_output(merge_heads(attention(query, key, value)))
         x = x + (branch * torch.sigmoid(1 - gates[2]) if gates else branch)
         normed = self.mlp_norm(x)
         if gates:

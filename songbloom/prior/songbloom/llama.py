@@ -98,7 +98,7 @@ class LanguageModelLayer(nn.Module):
     def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[N, T, W]`` → the layer's output, its keys and its values."""
         query, key, value = self.queries_keys_values(x, table)
-        return self.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True)), key, value
+        return self.finish(x, halves.attention(query, key, value, causal=True)), key, value
 
 
 class LanguageModel(nn.Module):
