@@ -32,6 +32,7 @@ from typing import Any
 import machine
 import torch
 
+from songbloom.allocator import keep_memory
 from songbloom.errors import UserError
 from songbloom.hyperparams import Knob, Knobs, group
 from songbloom.prior.config import dtype_of
@@ -152,9 +153,13 @@ def measure_writing(prior: SongBloomPrior, told: dict[str, Any], precision: str,
     prior = prior.eval()
     if precision != "fp32":
         prior.store_matrices(dtype_of(precision))
+    size = 256 if told["quick"] else 2048
+    halves = (
+        machine.halves_rate(size, 3) if precision == "bf16" else None
+    )  # what bfloat16 is multiplied by, if anything
     rates = {
         "bytes": machine.read_rate(32 if told["quick"] else 256),
-        f"operations_{precision}": machine.gemm_rate(dtype_of(precision), 256 if told["quick"] else 2048, 3),
+        f"operations_{precision}": halves or machine.gemm_rate(dtype_of(precision), size, 3),
     }
     write(prior, {**told, "frames": 16, "steps": 1}, precision, n)  # warm up
     taken, processor, spent = [], [], {}
@@ -188,7 +193,7 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure_training(told: dict[str, Any]) -> dict[str, Any]:
+def measure_training(told: dict[str, Any], precision: str) -> dict[str, Any]:
     """A forward and backward pass over one song."""
     prior, frames = build(told).train(), told["training_frames"]
     config = prior.config
@@ -199,7 +204,8 @@ def measure_training(told: dict[str, Any]) -> dict[str, Any]:
 
     def once() -> None:
         prior.zero_grad(set_to_none=True)
-        loss, _ = prior(tokens, latents, torch.tensor([frames]), [range(1, 60)], prompt, generator=generator)
+        length = torch.tensor([frames])
+        loss, _ = prior(tokens, latents, length, [range(1, 60)], prompt, generator=generator, precision=precision)
         loss.backward()
 
     once()
@@ -209,7 +215,8 @@ def measure_training(told: dict[str, Any]) -> dict[str, Any]:
         once()
         taken.append(time.perf_counter() - began)
         used.append(_cpu_seconds() - before)
-    return {"frames": frames, **machine.summary(taken), "cpu_seconds_best": round(min(used), 3)}
+    told_of = {"precision": precision, "frames": frames}
+    return {**told_of, **machine.summary(taken), "cpu_seconds_best": round(min(used), 3)}
 
 
 def measure_quality(told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -296,7 +303,8 @@ def measure(arguments: Sequence[str]) -> dict[str, Any]:
         told |= {"frames": 32, "steps": 2, "repeats": 1, "training_frames": min(told["training_frames"], 32)}
     report: dict[str, Any] = {**machine.facts(), "settings": told, "writing": writing(told)}
     if told["training_frames"]:
-        report["training"] = measure_training(told)
+        keep_memory()  # as train.py does on a CPU
+        report["training"] = [measure_training(told, precision) for precision in told["precisions"].split(",")]
     if told["quality_model"]:
         report["quality"] = measure_quality(told)
     return report
