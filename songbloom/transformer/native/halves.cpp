@@ -40,6 +40,7 @@ constexpr int64_t DEPTH = 1024;          // of a block, where C can be added to
 constexpr int64_t DEEPEST = 8192;        // of one where it cannot
 constexpr int64_t SLICE = 512;            // of a tile that stays in the nearest cache while panels pass
 constexpr int64_t CHUNK = 8;              // panels that stay, a slice of them, in the next cache while a group's tiles pass
+constexpr int64_t SHARES = 10;            // groups that a thread gets at least, so that none waits long for another's last
 constexpr int64_t GROUP_BYTES = 3 << 17;  // of a group's tiles, which stay there too
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -68,7 +69,7 @@ struct Plan {
         tile_bytes = rounded((depth * TILE + SLACK) * 4, LINE);
         group = GROUP_BYTES / tile_bytes;
         group = group < 1 ? 1 : group;
-        const int64_t fair = (tiles + p.threads - 1) / p.threads;
+        const int64_t fair = (tiles + SHARES * p.threads - 1) / (SHARES * p.threads);
         group = group > fair ? fair : group;
         groups = (tiles + group - 1) / group;
         thread_bytes = group * (tile_bytes + WIDTH * 4 + CHUNK * TILE * PANEL * 4);
