@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from songbloom.transformer import halves
-from songbloom.transformer.layers import MLP, Linear
+from songbloom.transformer.layers import MLP, LayerNorm, Linear
 
 needs_halves = pytest.mark.skipif(not halves.available(), reason="this processor does not multiply halves")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -260,3 +260,25 @@ def test_few_rows_may_as_well() -> None:
     wide = halves.linear(x, weight, dtype=torch.float32)
     assert torch.equal(wide, F.linear(x, weight.bfloat16()).float())
     assert halves.linear(wide, weight.t().contiguous(), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@needs_halves
+@pytest.mark.parametrize("shape", [(3, 40, 70), (5, 16), (100, 1024)])
+def test_layer_norm_and_its_gradients(shape, monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST_NORMED", 1)
+    generator = torch.Generator().manual_seed(27)
+    x = (torch.randn(shape, generator=generator) * 3 + 5).bfloat16().requires_grad_()
+    norm, gradient = LayerNorm(shape[-1]), torch.randn(shape, generator=generator).bfloat16()
+    norm.weight.data.copy_(torch.randn(shape[-1], generator=generator))
+    norm.bias.data.copy_(torch.randn(shape[-1], generator=generator))
+    calls = []
+    real = halves._LayerNorm.apply
+    monkeypatch.setattr(halves._LayerNorm, "apply", lambda *inputs: calls.append(1) or real(*inputs))
+    y = norm(x)
+    y.backward(gradient)
+    assert calls
+    inputs = [t.detach().double().requires_grad_() for t in (x, norm.weight, norm.bias)]
+    right = F.layer_norm(inputs[0], shape[-1:], inputs[1], inputs[2], 1e-5)
+    right.backward(gradient.double())
+    assert error(y.detach(), right.detach()) < 2.2e-3 and error(x.grad, inputs[0].grad) < 2.5e-3
+    assert error(norm.weight.grad, inputs[1].grad) < 1e-5 and error(norm.bias.grad, inputs[2].grad) < 1e-5

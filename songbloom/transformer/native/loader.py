@@ -53,9 +53,10 @@ FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
     },
     "halves": {
         "halves_here": ([], ctypes.c_int),
-        "halves_size": ([], _LONG),
+        "halves_size": ([ctypes.c_int], _LONG),
         "halves_scratch": ([_ADDRESS], _LONG),
         "halves_multiply": ([_ADDRESS], None),
+        "halves_norm": ([_ADDRESS, ctypes.c_int], None),
     },
 }
 # What is missed without each, for the line that says so.
