@@ -17,6 +17,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from songbloom.transformer.native import loader
 
@@ -108,6 +109,10 @@ def multiply(
     (rows, depth), columns = a.shape, b.shape[1]
     if b.shape[0] != depth:
         raise ValueError(f"{list(a.shape)} does not go with {list(b.shape)}")
+    if bias is not None and bias.shape != (columns,):
+        raise ValueError(f"{list(bias.shape)} is no bias of {columns} columns")
+    if any(x is not None and x.device.type != "cpu" for x in (a, b, bias)):
+        raise ValueError("halves are multiplied on a CPU, where all that is given must be")
     result = torch.empty(rows, columns, dtype=dtype)
     if not result.numel() or not depth:
         if row_sums is not None:
@@ -159,6 +164,7 @@ class _Linear(torch.autograd.Function):
         return multiply(x, weight.t(), dtype=dtype, bias=bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
@@ -179,6 +185,7 @@ class _QuickGELUMLP(torch.autograd.Function):
         return multiply(hidden, down.t(), dtype=x.dtype, bias=down_bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, before, hidden, up, down = ctx.saved_tensors  # type: ignore[attr-defined]
         wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
@@ -248,6 +255,7 @@ class _LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, means, rates = ctx.saved_tensors  # type: ignore[attr-defined]
         wanted, x_grad = ctx.needs_input_grad, torch.empty_like(x)  # type: ignore[attr-defined]

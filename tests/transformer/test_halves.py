@@ -282,3 +282,26 @@ def test_layer_norm_and_its_gradients(shape, monkeypatch) -> None:
     right.backward(gradient.double())
     assert error(y.detach(), right.detach()) < 2.2e-3 and error(x.grad, inputs[0].grad) < 2.5e-3
     assert error(norm.weight.grad, inputs[1].grad) < 1e-5 and error(norm.bias.grad, inputs[2].grad) < 1e-5
+
+
+@needs_halves
+def test_gradients_of_gradients_are_refused_instead_of_being_wrong(monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    monkeypatch.setattr(halves, "FEWEST_NORMED", 1)
+    x, weight = torch.randn(30, 20).bfloat16().requires_grad_(), torch.randn(40, 20, requires_grad=True)
+    made = {"linear": halves.linear, "norm": lambda x, _: LayerNorm(20)(x), "mlp": lambda x, _: MLP(20, 40)(x)}
+    for name, function in made.items():
+        (gradient,) = torch.autograd.grad(function(x, weight).float().square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.float().sum().backward()
+        assert gradient.requires_grad, name
+
+
+@needs_halves
+def test_what_would_be_read_beyond_its_end_or_elsewhere_is_refused() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 4)
+    for bias in (torch.ones(3), torch.ones(1, 4), torch.ones(())):
+        with pytest.raises(ValueError, match="is no bias of 4 columns"):
+            halves.multiply(a, b, bias=bias)
+    with pytest.raises(ValueError, match="on a CPU"):
+        halves.multiply(a, b.to("meta"))
