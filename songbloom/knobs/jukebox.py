@@ -225,7 +225,7 @@ PRIME_ATTN_BLOCK = group(
     prime_init_scale=Knob(1.0, "Factor on the standard deviation of initial weights", minimum=0),
     prime_m_attn=Knob(0.25, "Width of queries, keys and values, relative to prime_width", minimum=0),
     prime_m_mlp=Knob(1.0, "Width inside the MLP, relative to prime_width", minimum=0),
-    prime_c_res=Knob(0, "1: recompute each layer in the backward pass", choices=(0, 1)),
+    prime_c_res=Knob(0, "1: recompute each layer in the backward pass; 2: see c_res", choices=(0, 1, 2)),
     prime_c_attn=Knob(0, "1 to 3: recompute a growing part of attention in the backward pass", choices=(0, 1, 2, 3)),
     prime_c_mlp=Knob(0, "1: recompute the MLP in the backward pass", choices=(0, 1)),
     prime_rel_attn=Knob(False, "Relative attention", ignored=_UNUSED),

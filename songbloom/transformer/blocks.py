@@ -104,8 +104,13 @@ class TransformerConfig:
 
     @property
     def kept_numbers(self) -> int:
-        """Numbers that a layer keeps for each position until its backward pass: inputs of maps, norms and attention."""
-        return 5 * self.width + 5 * self.state + 3 * self.hidden
+        """Numbers that a layer keeps for each position until its backward pass: inputs of maps, norms and attention.
+
+        With dropout of attention also what it makes of the scores, at least as much as a sparse pattern has: three
+        tensors in float32, which are six in half precision.
+        """
+        scores = 6 * self.heads * self.n_ctx if self.attn_dropout else 0
+        return 5 * self.width + 5 * self.state + 3 * self.hidden + scores
 
     @property
     def residual_scale(self) -> float:

@@ -107,7 +107,7 @@ class SongBloomConfig:
     @property
     def kept_numbers(self) -> int:
         """Numbers that a layer keeps for each position until its backward pass: inputs of maps, norms and attention."""
-        return 10 * self.prior_width + 4 * self.mlp_width
+        return 14 * self.prior_width + 4 * self.mlp_width
 
     @property
     def mlp_width(self) -> int:

@@ -9,6 +9,7 @@ from songbloom.errors import UserError
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from tests.prior.songbloom.tiny import CONFIG, seeded, tiny_prior
+from tests.transformer.test_recomputation import kept_bytes
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,29 @@ def test_the_cost_counts_every_matrix():
     assert adaln == 2 * (10 * 2 * 64**2 + 3 * (2 * 64**2 + 3 * 64 * 64))
     assert cost["cache_bytes_a_position"] == 2 * 2 * 64 * 4
     assert cost["parameters"] == sum(p.numel() for p in prior.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("conditioning", ["prepend", "adaln"])
+def test_what_layers_keep_is_reckoned(conditioning, dtype):
+    """With float32's attention and norms a bfloat16 model keeps more than half of what float32 does."""
+    prior = tiny_prior(prior_width=256, heads=4, m_mlp=2.6875, time_conditioning=conditioning).train()
+    generator, numbers = torch.Generator().manual_seed(0), prior.config.kept_numbers
+    x, patches, time = (
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((2, 200, 256), (40, 10, 256), (40, 256))
+    )
+
+    def look():
+        y, table = patches, prior.diffusion.rotary(10, patches.device)
+        for layer in prior.diffusion.diffusion_layers():
+            y = layer(y, table, time)
+        return y
+
+    language, diffusion = prior.language_model, prior.diffusion
+    for model, run, depth in (
+        (language, lambda: language(x), prior.config.prior_depth),
+        (diffusion, look, prior.config.dit_depth),
+    ):
+        reckoned = 400 * numbers * depth * dtype.itemsize
+        assert 0.6 * reckoned < kept_bytes(model, run) < 1.3 * reckoned
