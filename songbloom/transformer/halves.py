@@ -296,6 +296,8 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         return None
     if not usable(x.dtype, x.device) or not torch.is_grad_enabled():
         return None
+    if any(own.shape != x.shape[-1:] or own.device != x.device for own in (weight, bias)):
+        return None  # torch says what is wrong with that
     return _LayerNorm.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps).view(x.shape)
 
 

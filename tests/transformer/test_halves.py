@@ -305,3 +305,7 @@ def test_what_would_be_read_beyond_its_end_or_elsewhere_is_refused() -> None:
             halves.multiply(a, b, bias=bias)
     with pytest.raises(ValueError, match="on a CPU"):
         halves.multiply(a, b.to("meta"))
+    x = torch.ones(2**12, 32).bfloat16()
+    for width in (16, 64):
+        with pytest.raises(RuntimeError, match="normalized_shape"):
+            LayerNorm(width)(x)
