@@ -73,6 +73,7 @@ def test_the_cost_counts_every_matrix():
 def test_what_layers_keep_is_reckoned(conditioning, dtype):
     """With float32's attention and norms a bfloat16 model keeps more than half of what float32 does."""
     prior = tiny_prior(prior_width=256, heads=4, m_mlp=2.6875, time_conditioning=conditioning).train()
+    prior.store_matrices(dtype)  # copies of matrices in another type would be kept as well
     generator, numbers = torch.Generator().manual_seed(0), prior.config.kept_numbers
     x, patches, time = (
         torch.randn(shape, generator=generator).to(dtype).requires_grad_()
