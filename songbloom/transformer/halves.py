@@ -6,7 +6,7 @@ power of two so that none overflows, and are summed in float32 (songbloom/transf
 nearer to those of float32 than those of bfloat16 products are, as float16 has three bits more; weights in float32 are
 read as they are.
 
-Everywhere else, and for few rows, :func:`linear` is torch's.
+Everywhere else, for few rows and without gradients :func:`linear` is torch's.
 """
 
 from __future__ import annotations
@@ -231,12 +231,9 @@ def linear(
     """
     dtype = dtype or x.dtype
     half = x.dtype if dtype == torch.float32 else dtype
-    if x.numel() * weight.shape[0] >= FEWEST and usable(half, x.device):
-        rows = x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled():
-            y = _Linear.apply(rows, weight, bias, dtype)
-        else:
-            y = multiply(rows, weight.t(), dtype=dtype, bias=bias)
+    # Only where gradients are wanted: in sampling an item's numbers must not depend on how many rows are beside its own.
+    if torch.is_grad_enabled() and x.numel() * weight.shape[0] >= FEWEST and usable(half, x.device):
+        y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
         return y.view(*x.shape[:-1], weight.shape[0])
     x = x.to(half)
     return F.linear(x, weight.to(half), None if bias is None else bias.to(half)).to(dtype)

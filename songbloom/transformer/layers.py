@@ -145,6 +145,6 @@ class MLP(nn.Module):
 
     def _at_once(self, x: torch.Tensor) -> torch.Tensor | None:
         """What both maps make of x where that is one function, and nobody (an adapter) looks at either map alone."""
-        if self.up._forward_hooks or self.down._forward_hooks:
+        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in (self.up, self.down)):
             return None
         return quick_gelu_mlp(x, self.up.weight, self.up.bias, self.down.weight, self.down.bias)

@@ -218,6 +218,13 @@ def test_few_rows_are_torchs_and_float32_always_is() -> None:
     )
 
 
+def test_without_gradients_no_rows_company_decides_its_numbers() -> None:
+    weight = draw(512, 512, 28, torch.float32, False)
+    x = draw(600, 512, 29, torch.bfloat16, False)
+    with torch.no_grad():
+        assert torch.equal(halves.linear(x, weight), F.linear(x, weight.bfloat16()))
+
+
 def test_a_matrix_unit_is_preferred(monkeypatch) -> None:
     monkeypatch.setattr(halves.loader, "cpu_features", lambda: "flags : avx512_fp16 amx_bf16")
     halves._library.cache_clear()
