@@ -161,7 +161,7 @@ PRIOR_ATTN_BLOCK = group(
     c_res=Knob(
         0,
         "1: recompute each layer in the backward pass, to save memory; on a CPU only where keeping all would take more "
-        "than a quarter of what is free (same numbers, a third less time); 2: in any case",
+        "than a quarter of what is free (the numbers are the same, the time is a third longer); 2: in any case",
         choices=(0, 1, 2),
     ),
     c_attn=Knob(0, "1 to 3: recompute a growing part of attention in the backward pass", choices=(0, 1, 2, 3)),

@@ -231,7 +231,7 @@ def linear(
     """
     dtype = dtype or x.dtype
     half = x.dtype if dtype == torch.float32 else dtype
-    # Only where gradients are wanted: in sampling an item's numbers must not depend on how many rows are beside its own.
+    # Only where gradients are wanted: in sampling an item's numbers must not depend on what rows are beside its own.
     if torch.is_grad_enabled() and x.numel() * weight.shape[0] >= FEWEST and usable(half, x.device):
         y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
         return y.view(*x.shape[:-1], weight.shape[0])
