@@ -37,7 +37,8 @@ def main():
         import time
         time.sleep(7)
     if what == "late":
-        print("heard", distributed.gather_objects(world.rank), distributed.broadcast_object("it"), flush=True)
+        heard = f"heard {distributed.gather_objects(world.rank)} {distributed.broadcast_object('it')}\\n"
+        print(heard, end="", flush=True)  # at once: the launcher may put another rank's words between two pieces
         return 0
     if what == "everybody":
         raise UserError("a mistake of everybody: mend it")
