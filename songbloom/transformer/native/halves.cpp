@@ -1,14 +1,11 @@
 // C = A B (+ bias) of large matrices in half precision; see halves.h. And layer norm, whose torch kernels are slow in
-// bfloat16. Where a processor cannot multiply halves, there is
-// no function but one that says so.
+// bfloat16. Where a processor cannot multiply halves, halves_here() says so and nothing else does anything.
 
 #include "halves.h"
 
 #include <cmath>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "threads.h"
 
 extern "C" {
 
@@ -62,13 +59,6 @@ constexpr int64_t SHARES = 10;            // groups that a thread gets at least,
 constexpr int64_t GROUP_BYTES = 3 << 17;  // of a group's tiles, which stay there too
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-int thread() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 // Whether C can be made of several blocks of the depth.
 bool adds(const Product& p) { return p.c_kind == FLOAT && !p.before && !p.slope_at; }

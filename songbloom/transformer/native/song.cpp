@@ -7,24 +7,14 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "diffusion.h"
 #include "language.h"
+#include "threads.h"
 
 namespace {
 
 constexpr uintptr_t PAGE = 1 << 21;  // bytes of a large one
-
-int thread() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 }  // namespace
 
