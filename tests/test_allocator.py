@@ -24,7 +24,7 @@ if sys.argv[1] == "keep":
     allocator.keep_memory()
 source = torch.ones(24 << 20)  # 96 MB, more than malloc keeps by itself
 faults = []
-for _ in range(12):
+for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     made = source + 1
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -60,8 +60,9 @@ def faults(said: dict[str, object]) -> list[int]:
 @glibc_only
 def test_large_tensors_take_the_pages_of_those_before_them() -> None:
     said = ran("keep")
-    # A hole is some bytes too small for the next of the same size where something else came beside it; not for long.
-    assert sum(faults(said)) <= 4 * max(faults(said))
+    # A hole is some bytes too small for the next of the same size where something else came beside it; not for long (the
+    # first nine at worst, in many environments: where the heap begins decides).
+    assert sum(faults(said)[24:]) == 0 < max(faults(said))
     assert isinstance(said["given_back"], int) and said["given_back"] > SIZE // 2
 
 
@@ -77,7 +78,7 @@ def test_large_tensors_take_the_pages_of_those_before_them() -> None:
 )
 def test_malloc_is_as_it_was_without_a_program_and_where_a_person_chose(what: str, more: dict[str, str]) -> None:
     said = ran(what, **more)
-    assert sum(faults(said)) >= 10 * max(faults(said))
+    assert min(faults(said)) > 0.9 * max(faults(said))
     assert isinstance(said["given_back"], int) and said["given_back"] < SIZE // 2
 
 

@@ -78,9 +78,20 @@ def test_rows_and_columns_of_very_different_sizes_keep_their_own() -> None:
 
 
 @needs_halves
-def test_infinities_and_nan_are_not_lost() -> None:
-    a, b = torch.ones(30, 50), torch.ones(50, 70)
+@pytest.mark.parametrize("size", [1.999, 7.99e-20])
+def test_the_largest_sums_of_halves_do_not_overflow(size) -> None:
+    a, b = torch.full((30, 3000), size), torch.full((3000, 70), -1.999)
+    torch.testing.assert_close(halves.multiply(a, b), torch.full((30, 70), -1.999 * size * 3000), rtol=8e-3, atol=0)
+
+
+@needs_halves
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_infinities_and_nan_are_not_lost(dtype, transposed) -> None:
+    a, b = torch.ones(30, 50, dtype=dtype), torch.ones(50, 70, dtype=dtype)
     a[3, 7], a[20, 9] = float("inf"), float("nan")
+    if transposed:  # the numbers of one k lie together
+        a = a.t().contiguous().t()
     found = halves.multiply(a, b)
     assert found[3].isinf().all() and found[20].isnan().all()
     others = [row for row in range(30) if row not in (3, 20)]
@@ -167,6 +178,19 @@ def test_a_feed_forward_half_and_its_gradients(rows, monkeypatch) -> None:
     monkeypatch.setattr(halves, "available", lambda: False)
     for ours, wanted in zip(run(torch.bfloat16), right, strict=True):  # torch's own, rounded more often
         assert error(ours, wanted) < 1e-2
+
+
+@needs_halves
+def test_quick_gelu_and_its_slope_far_from_zero() -> None:
+    x = torch.tensor([-3e38, -300.0, -60.0, -9.0, -0.0, 9.0, 60.0, 300.0, 3e38, float("inf"), float("nan")])
+    one = torch.ones(1, 1)
+    before = torch.empty(1, len(x))
+    found = halves.multiply(one, torch.zeros(1, len(x)), bias=x, before=before)[0]
+    assert torch.equal(before[0].isnan(), x.isnan()) and found[-2].isinf() and found[-1].isnan()
+    torch.testing.assert_close(found[1:8], x[1:8] * torch.sigmoid(1.702 * x[1:8]), rtol=1e-6, atol=1e-30)
+    assert abs(found[0]) < 1e5 and found[8] == x[8]  # next to nothing of something huge
+    slope = halves.multiply(one, torch.ones(1, len(x)), slope_at=x[None])[0]
+    torch.testing.assert_close(slope[1:8], torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0]), rtol=1e-4, atol=5e-6)
 
 
 @needs_halves

@@ -51,38 +51,79 @@ namespace {
 using namespace halves;
 
 constexpr int64_t LINE = 64;
-constexpr int64_t DEPTH = 1024;          // of a block, where C can be added to
+constexpr int64_t DEPTH = 1024;          // of a block, where C can be added to: a tile of it stays in the nearest cache
 constexpr int64_t DEEPEST = 8192;        // of one where it cannot
-constexpr int64_t SLICE = 512;            // of a tile that stays in the nearest cache while panels pass
-constexpr int64_t CHUNK = 8;              // panels that stay, a slice of them, in the next cache while a group's tiles pass
+constexpr int64_t CHUNK = 8;              // panels that stay in the next cache while a group's tiles pass
 constexpr int64_t SHARES = 10;            // groups that a thread gets at least, so that none waits long for another's last
-constexpr int64_t GROUP_BYTES = 3 << 17;  // of a group's tiles, which stay there too
+constexpr int64_t SLAB = 64;              // k whose lines' largest magnitudes are found together
+constexpr int64_t TOGETHER = 8;           // tiles that are laid together where the numbers of one k lie together
+constexpr int64_t GROUP_BYTES = 3 << 16;  // of a group's tiles, which stay there too
 
 int64_t rounded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Whether C can be made of several blocks of the depth.
 bool adds(const Product& p) { return p.c_kind == FLOAT && !p.before && !p.slope_at; }
 
+Lines left_of(const Product& p) {
+    const bool along = p.a_column == 1;
+    return {static_cast<const char*>(p.a), p.a_kind, along, along ? p.a_row : p.a_column, p.rows, p.depth};
+}
+
+Lines right_of(const Product& p) {
+    const bool along = p.b_row == 1;
+    return {static_cast<const char*>(p.b), p.b_kind, along, along ? p.b_column : p.b_row, p.columns, p.depth};
+}
+
+// The largest magnitudes of an operand's lines in the slabs of a block; nothing where a line's numbers lie together.
+struct Survey {
+    int64_t slabs, width;
+    int32_t* most;
+
+    Survey(const Lines& lines, int64_t depth, char* at)
+        : slabs(lines.along_k ? 0 : (depth + SLAB - 1) / SLAB), width(rounded(lines.count, 2 * WIDTH) + WIDTH),
+          most(reinterpret_cast<int32_t*>(at)) {}
+
+    int64_t bytes() const { return slabs * width * 4; }
+
+    void make(const Lines& block, int64_t slab) const {
+        const int64_t k = slab * SLAB, numbers = block.depth - k < SLAB ? block.depth - k : SLAB;
+        if (numbers > 0) largest_of_lines(block.part(0, block.count, k, numbers), most + slab * width);
+    }
+
+    // Of 16 lines from `line` on, in a block of this depth.
+    __m512i of(int64_t line, int64_t depth) const {
+        __m512i found = _mm512_setzero_si512();
+        for (int64_t k = 0; k < depth; k += SLAB)
+            found = _mm512_max_epi32(found, _mm512_loadu_si512(most + k / SLAB * width + line));
+        return found;
+    }
+};
+
 // How a product is cut, and where its parts lie in its scratch memory.
 struct Plan {
     int64_t depth, panels, tiles, group, groups, panel_bytes, tile_bytes, thread_bytes;
+    Lines left, right;
+    Survey left_most, right_most;
     char *panels_at, *scales_at, *threads_at;
     int64_t bytes;
 
-    explicit Plan(const Product& p) {
+    explicit Plan(const Product& p)
+        : left(left_of(p)), right(right_of(p)), left_most(left, 0, nullptr), right_most(right, 0, nullptr) {
         depth = adds(p) && p.depth > DEPTH ? DEPTH : p.depth;
         panels = (p.columns + PANEL - 1) / PANEL;
         tiles = (p.rows + TILE - 1) / TILE;
         panel_bytes = depth * PANEL * 2;
-        tile_bytes = rounded((depth * TILE + SLACK) * 4, LINE);
+        tile_bytes = rounded((depth * TILE + SLACK) * 2, LINE);
         group = GROUP_BYTES / tile_bytes;
         group = group < 1 ? 1 : group;
         const int64_t fair = (tiles + SHARES * p.threads - 1) / (SHARES * p.threads);
         group = group > fair ? fair : group;
         groups = (tiles + group - 1) / group;
-        thread_bytes = group * (tile_bytes + WIDTH * 4 + CHUNK * TILE * PANEL * 4);
+        thread_bytes = group * (tile_bytes + WIDTH * 4);
         char* at = reinterpret_cast<char*>(rounded(reinterpret_cast<int64_t>(p.scratch), LINE));
-        panels_at = at;
+        left_most = Survey(left, depth, at);
+        right_most = Survey(right, depth, at + left_most.bytes());
+        panels_at = at + rounded(left_most.bytes() + right_most.bytes(), LINE);
         scales_at = panels_at + panels * panel_bytes;
         threads_at = scales_at + panels * PANEL * 4;
         bytes = threads_at + p.threads * thread_bytes - at + LINE;
@@ -91,55 +132,71 @@ struct Plan {
     float* column_scales(int64_t panel) const { return reinterpret_cast<float*>(scales_at) + panel * PANEL; }
 };
 
-// `count` rows (columns) from `begin` on, `depth` numbers of each from k on.
-template <int GROUPS>
-Lines<GROUPS> part(const void* from, int kind, int64_t across, int64_t along, int64_t begin, int64_t count, int64_t k, int64_t depth) {
-    const char* at = static_cast<const char*>(from) + (begin * across + k * along) * size_of(kind);
-    return {at, kind, along == 1, along == 1 ? across : along, count, depth};
-}
-
-void lay_panel(const Product& p, const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
-    constexpr int GROUPS = PANEL / WIDTH;
-    const int64_t begin = panel * PANEL, count = p.columns - begin < PANEL ? p.columns - begin : PANEL;
-    const Lines<GROUPS> lines = part<GROUPS>(p.b, p.b_kind, p.b_column, p.b_row, begin, count, k, depth);
-    __m512i most[GROUPS];
-    lines.largest(most);
+void lay_panel(const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
+    const int64_t begin = panel * PANEL, all = plan.right.count, count = all - begin < PANEL ? all - begin : PANEL;
+    const Lines lines = plan.right.part(begin, count, k, depth);
+    alignas(LINE) int32_t most[PANEL] = {};
+    if (lines.along_k)
+        for (int64_t i = 0; i < count; ++i) most[i] = largest_of_line(lines, i);
+    else
+        for (int64_t i = 0; i < count; i += WIDTH) _mm512_store_si512(most + i, plan.right_most.of(begin + i, depth));
     PanelWriter writer{reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), {}};
-    for (int g = 0; g < GROUPS; ++g) {
-        writer.scales[g] = scales_for(most[g]);
+    for (int64_t g = 0; g < PANEL / WIDTH; ++g) {
+        writer.scales[g] = scales_for(_mm512_load_si512(most + g * WIDTH));
         _mm512_store_ps(plan.column_scales(panel) + g * WIDTH, inverse(writer.scales[g]));
     }
-    lines.spread(writer);
+    spread<PANEL / WIDTH>(lines, writer);
 }
 
-// Also writes what the tile's sums have to be multiplied by.
-void lay_tile(const Product& p, int64_t tile, int64_t k, int64_t depth, uint32_t* to, float* row_scales) {
-    const int64_t begin = tile * TILE, count = p.rows - begin < TILE ? p.rows - begin : TILE;
-    const Lines<1> lines = part<1>(p.a, p.a_kind, p.a_row, p.a_column, begin, count, k, depth);
-    __m512i most;
-    lines.largest(&most);
-    const __m512 sums = k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, count) : _mm512_setzero_ps();
-    TileWriter writer{to, scales_for(most), sums};
-    lines.spread(writer);
-    _mm512_store_ps(row_scales, inverse(writer.scale));
-    if (p.row_sums) store_first(p.row_sums, begin, FLOAT, count, writer.sums);
+// `count` tiles, one behind the other, TOGETHER at most, and what each one's sums have to be multiplied by.
+void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, int64_t k, int64_t depth, char* to,
+               float* row_scales) {
+    Lines lines[TOGETHER];
+    TileWriter writers[TOGETHER];
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t begin = (tile + t) * TILE, rows = p.rows - begin < TILE ? p.rows - begin : TILE;
+        lines[t] = plan.left.part(begin, rows, k, depth);
+        alignas(LINE) int32_t found[WIDTH] = {};
+        for (int64_t r = 0; r < rows && lines[t].along_k; ++r) found[r] = largest_of_line(lines[t], r);
+        const __m512i most = lines[t].along_k ? _mm512_load_si512(found) : plan.left_most.of(begin, depth);
+        const __m512 sums = k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, rows) : _mm512_setzero_ps();
+        writers[t] = {reinterpret_cast<uint16_t*>(to + t * plan.tile_bytes), scales_for(most), sums};
+        _mm512_store_ps(row_scales + t * WIDTH, inverse(writers[t].scale));
+        if (lines[t].along_k) spread<1>(lines[t], writers[t]);
+    }
+    for (int64_t i = 0; i < depth && !plan.left.along_k; ++i)
+        for (int64_t t = 0; t < count; ++t) writers[t](i, 0, lines[t].of_k(i, 0));
+    for (int64_t t = 0; t < count && p.row_sums; ++t)
+        store_first(p.row_sums, (tile + t) * TILE, FLOAT, lines[t].count, writers[t].sums);
+}
+
+// What a thread reads of A when it lays this group of tiles.
+Ahead rows_of_group(const Plan& plan, int64_t group, int64_t k, int64_t depth) {
+    const int64_t begin = group * plan.group * TILE, rows = plan.group * TILE, all = plan.left.count;
+    if (begin >= all) return {};
+    const Lines lines = plan.left.part(begin, all - begin < rows ? all - begin : rows, k, depth);
+    const int64_t size = size_of(lines.kind);
+    if (lines.along_k) return {lines.from, depth * size, lines.stride * size, lines.count};
+    return {lines.from, lines.count * size, lines.stride * size, depth};
 }
 
 // What a tile and a panel have given goes to C, added to what is there unless it is the first block.
 void put(const Product& p, const float* sums, int64_t row, int64_t column, const float* row_scales, const float* column_scales,
          bool first_block) {
     const int64_t rows = p.rows - row < TILE ? p.rows - row : TILE;
-    for (int64_t j = 0; j < PANEL && column + j < p.columns; j += WIDTH) {
-        const int64_t n = p.columns - column - j;
-        const __m512 factors = _mm512_load_ps(column_scales + j);
-        const __m512 bias =
-            p.bias && first_block ? _mm512_maskz_loadu_ps(halves::first(n), p.bias + column + j) : _mm512_setzero_ps();
-        for (int64_t r = 0; r < rows; ++r) {
-            const int64_t at = (row + r) * p.c_row + column + j;
+    const int64_t columns = p.columns - column < PANEL ? p.columns - column : PANEL;
+    // Row by row: where a row is some power of two long, lines of few rows fit into the nearest cache together.
+    for (int64_t r = 0; r < rows; ++r) {
+        const __m512 row_factor = _mm512_set1_ps(row_scales[r]);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < PANEL; j += WIDTH) {
+            if (j >= columns) break;
+            const int64_t n = columns - j, at = (row + r) * p.c_row + column + j;
             // One factor after the other: their product alone could be infinite where the sum is zero.
-            const __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + r * PANEL + j), _mm512_set1_ps(row_scales[r]));
-            __m512 x = _mm512_fmadd_ps(sum, factors, bias);
+            const __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums + r * PANEL + j), row_factor);
+            __m512 x = _mm512_mul_ps(sum, _mm512_load_ps(column_scales + j));
             if (!first_block) x = _mm512_add_ps(x, load_first(p.c, at, FLOAT, n));
+            if (p.bias && first_block) x = _mm512_add_ps(x, load_first(p.bias, column + j, FLOAT, n));
             if (p.before) {
                 store_first(p.before, at, p.c_kind, n, x);
                 x = quick_gelu(x);
@@ -153,25 +210,28 @@ void put(const Product& p, const float* sums, int64_t row, int64_t column, const
 void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64_t k, int64_t depth) {
     char* own = plan.threads_at + thread() * plan.thread_bytes;
     float* row_scales = reinterpret_cast<float*>(own + plan.group * plan.tile_bytes);
-    float* sums = row_scales + plan.group * WIDTH;
+    alignas(LINE) float sums[TILE * PANEL];
     const int64_t begin = group * plan.group;
     const int64_t count = plan.tiles - begin < plan.group ? plan.tiles - begin : plan.group;
-    for (int64_t t = 0; t < count; ++t)
-        lay_tile(p, begin + t, k, depth, reinterpret_cast<uint32_t*>(own + t * plan.tile_bytes), row_scales + t * WIDTH);
-    for (int64_t chunk = 0; chunk < plan.panels; chunk += CHUNK) {
-        const int64_t end = chunk + CHUNK < plan.panels ? chunk + CHUNK : plan.panels;
-        auto sums_of = [&](int64_t t, int64_t panel) { return sums + (t * CHUNK + panel - chunk) * TILE * PANEL; };
-        for (int64_t from = 0; from < depth; from += SLICE)
-            for (int64_t t = 0; t < count; ++t)
-                for (int64_t panel = chunk; panel < end; ++panel)
-                    multiply(reinterpret_cast<uint32_t*>(own + t * plan.tile_bytes) + from * TILE,
-                             reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes) + from * PANEL,
-                             depth - from < SLICE ? depth - from : SLICE, !from, sums_of(t, panel));
+    for (int64_t t = 0; t < count; t += TOGETHER)
+        lay_tiles(p, plan, begin + t, count - t < TOGETHER ? count - t : TOGETHER, k, depth, own + t * plan.tile_bytes,
+                  row_scales + t * WIDTH);
+    const int64_t runs = (depth + RUN - 1) / RUN, c_size = size_of(p.c_kind);
+    const char* there = static_cast<const char*>(k ? p.c : p.slope_at);
+    Fetched fetched{rows_of_group(plan, group + p.threads, k, depth), {}};  // most likely this thread's next
+    fetched.rows.spread_over(count * plan.panels * runs);
+    for (int64_t chunk = 0; chunk < plan.panels; chunk += CHUNK)
         for (int64_t t = 0; t < count; ++t)
-            for (int64_t panel = chunk; panel < end; ++panel)
-                put(p, sums_of(t, panel), (begin + t) * TILE, panel * PANEL, row_scales + t * WIDTH,
-                    plan.column_scales(panel), !k);
-    }
+            for (int64_t panel = chunk; panel < chunk + CHUNK && panel < plan.panels; ++panel) {
+                const int64_t row = (begin + t) * TILE, rows = p.rows - row < TILE ? p.rows - row : TILE;
+                if (there) {
+                    fetched.there = {there + (row * p.c_row + panel * PANEL) * c_size, PANEL * c_size, p.c_row * c_size, rows};
+                    fetched.there.spread_over(runs);
+                }
+                multiply(reinterpret_cast<uint16_t*>(own + t * plan.tile_bytes),
+                         reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), depth, sums, fetched);
+                put(p, sums, row, panel * PANEL, row_scales + t * WIDTH, plan.column_scales(panel), !k);
+            }
 }
 
 void norm_forward(const Norm& p, int64_t row) {
@@ -236,8 +296,13 @@ void halves_multiply(const Product* product) {
 #pragma omp parallel num_threads(p.threads)
     for (int64_t k = 0; k < p.depth; k += plan.depth) {
         const int64_t depth = p.depth - k < plan.depth ? p.depth - k : plan.depth;
+        const int64_t slabs = plan.left_most.slabs;
+#pragma omp for schedule(static)
+        for (int64_t slab = 0; slab < slabs + plan.right_most.slabs; ++slab)
+            slab < slabs ? plan.left_most.make(plan.left.part(0, p.rows, k, depth), slab)
+                         : plan.right_most.make(plan.right.part(0, p.columns, k, depth), slab - slabs);
 #pragma omp for schedule(dynamic)
-        for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(p, plan, panel, k, depth);
+        for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(plan, panel, k, depth);
 #pragma omp for schedule(dynamic)
         for (int64_t group = 0; group < plan.groups; ++group) group_times_panels(p, plan, group, k, depth);
     }

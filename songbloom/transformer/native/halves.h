@@ -3,10 +3,12 @@
 // Such a processor multiplies twice as many halves as floats a cycle (and, where it has no matrix unit, four times as many
 // as bfloat16s). Halves have 11 bits and reach from 2^-14 to 65504, so
 //
-// * each row of A and each column of B is multiplied by a power of two that takes its largest number to between 8 and 16;
-//   what is 2^-17 of the largest still has all of its bits. A row's result depends on no other row;
-// * sums of halves are short: after RUN products they are added to floats. The rounding of a run is about 2^-10 of its
-//   size, less than what rounding the operands to bfloat16 (2^-9 each) has cost before.
+// * each row of A and each column of B is multiplied by a power of two that takes its largest number to between 4 and 8;
+//   what is 2^-16 of the largest still has all of its bits. A row's result depends on no other row;
+// * sums of halves are short: RUN products one after the other, whose rounding is about 2^-10 of their sum, less than what
+//   rounding the operands to bfloat16 (2^-9 each) has cost before. RUNS of them are added as halves, which rounds three times
+//   more, and only then they are added to floats: widening takes as long as several products. 256 products of less than
+//   64 each cannot overflow.
 
 #pragma once
 
@@ -18,23 +20,28 @@
 
 namespace halves {
 
-constexpr int TILE = 12;    // rows; with two registers of columns each they are 24 sums in registers
+constexpr int TILE = 14;    // rows; with two registers of columns each they are 28 sums in registers
 constexpr int PANEL = 64;   // columns
-constexpr int RUN = 64;     // products summed as halves
+constexpr int RUN = 64;     // products summed one after the other as halves
+constexpr int RUNS = 4;     // such sums that are added as halves
 constexpr int WIDTH = 16;   // floats of a register
 constexpr int SLACK = WIDTH;
-constexpr int AHEAD = 8;    // lines of a panel that are fetched before they are needed
+constexpr int AHEAD = 32;   // of its numbers k a panel's are fetched before they are needed: as the third cache answers
 
 enum Kind { FLOAT = 0, BF16 = 1, HALF = 2 };
 
 inline int64_t size_of(int kind) { return kind == FLOAT ? 4 : 2; }
 
+// What these numbers of 16 bits are as floats, as whole numbers.
+inline __m512i widened(__m256i x, int kind) {
+    return kind == HALF ? _mm512_castps_si512(_mm512_cvtxph_ps((__m256h)x)) : _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
+}
+
 // Sixteen numbers of any kind as floats; the first `n` of them, zeros behind.
 inline __m512 load(const void* from, int64_t at, int kind) {
     if (kind == FLOAT) return _mm512_loadu_ps(static_cast<const float*>(from) + at);
     const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(from) + at));
-    if (kind == HALF) return _mm512_cvtxph_ps((__m256h)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+    return _mm512_castsi512_ps(widened(x, kind));
 }
 
 inline __mmask16 first(int64_t n) { return n >= WIDTH ? __mmask16(0xffff) : __mmask16((1u << (n > 0 ? n : 0)) - 1); }
@@ -44,8 +51,13 @@ inline __m512 load_first(const void* from, int64_t at, int kind, int64_t n) {
     const __mmask16 mask = first(n);
     if (kind == FLOAT) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
     const __m256i x = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
-    if (kind == HALF) return _mm512_cvtxph_ps((__m256h)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+    return _mm512_castsi512_ps(widened(x, kind));
+}
+
+// 32 numbers of 16 bits, the first `n` of them, zeros behind.
+inline __m512i load_pairs(const uint16_t* from, int64_t n) {
+    if (n >= 2 * WIDTH) return _mm512_loadu_si512(from);
+    return _mm512_maskz_loadu_epi16(n > 0 ? (1u << n) - 1 : 0, from);
 }
 
 inline void store_first(void* to, int64_t at, int kind, int64_t n, __m512 x) {
@@ -71,10 +83,15 @@ inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// σ(1.702 x), of which quick-GELU is x times.
+// σ(1.702 x), of which quick-GELU is x times; between 2^-115 and 1, as smaller floats take a hundred times as long.
 inline __m512 gate_of(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_mul_ps(x, _mm512_set1_ps(-1.702f)))));
+    const __m512 one = _mm512_set1_ps(1.0f), most = _mm512_set1_ps(80.0f);
+    const __m512 exponent = _mm512_mul_ps(x, _mm512_set1_ps(-1.702f));
+    // Of the two operands the second is taken where one is NaN.
+    const __m512 bounded = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), most), _mm512_min_ps(most, exponent));
+    const __m512 inverse = _mm512_add_ps(one, exponential(bounded));
+    const __m512 guess = _mm512_rcp14_ps(inverse);  // and a step of Newton's: a division takes longer than all the rest
+    return _mm512_mul_ps(guess, _mm512_fnmadd_ps(inverse, guess, _mm512_set1_ps(2.0f)));
 }
 
 inline __m512 quick_gelu(__m512 x) { return _mm512_mul_ps(x, gate_of(x)); }
@@ -85,10 +102,10 @@ inline __m512 quick_gelu_slope(__m512 x) {
     return _mm512_add_ps(gate, rest);
 }
 
-// The powers of two that take these magnitudes (as whole numbers) to between 8 and 16; 1 for nothing, infinities and NaN.
+// The powers of two that take these magnitudes (as whole numbers) to between 4 and 8; 1 for nothing, infinities and NaN.
 inline __m512 scales_for(__m512i largest) {
     const __m512i exponent = _mm512_srli_epi32(largest, 23);
-    const __m512i wanted = _mm512_min_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127 + 3 + 127), exponent), _mm512_set1_epi32(253));
+    const __m512i wanted = _mm512_min_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127 + 2 + 127), exponent), _mm512_set1_epi32(253));
     const __mmask16 usual = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(exponent, _mm512_set1_epi32(1)), _mm512_set1_epi32(254));
     return _mm512_mask_blend_ps(usual, _mm512_set1_ps(1.0f), _mm512_castsi512_ps(_mm512_slli_epi32(wanted, 23)));
 }
@@ -128,70 +145,134 @@ inline void transpose(__m512 x[WIDTH]) {
     }
 }
 
-// Rows of A for a tile, or columns of B for a panel: `count` lines of `depth` numbers, GROUPS · 16 at most. Their numbers lie
-// together (along_k: line i begins at i · stride), or those of one k do (they begin at k · stride).
-template <int GROUPS>
+// An operand of a product, or a block of it: `count` lines, which are rows of A or columns of B, of `depth` numbers. A line's
+// numbers lie together (along_k: line i begins at i · stride), or those of one k do (they begin at k · stride).
 struct Lines {
-    const void* from;
+    const char* from;
     int kind;
     bool along_k;
     int64_t stride, count, depth;
 
-    __m512 of_k(int64_t k, int group) const {
-        return load_first(from, k * stride + group * WIDTH, kind, count - group * WIDTH);
+    // `n` lines from `line` on, `numbers` of each from k on.
+    Lines part(int64_t line, int64_t n, int64_t k, int64_t numbers) const {
+        const int64_t at = along_k ? line * stride + k : k * stride + line;
+        return {from + at * size_of(kind), kind, along_k, stride, n, numbers};
     }
 
-    // The largest magnitude of each line, as whole numbers, which are in the same order and have NaN above all.
-    void largest(__m512i most[GROUPS]) const {
-        const __m512i sign = _mm512_set1_epi32(0x7fffffff);
-        auto larger = [&](__m512i& to, __m512 x) { to = _mm512_max_epi32(to, _mm512_and_si512(sign, _mm512_castps_si512(x))); };
-        if (!along_k) {
-            for (int g = 0; g < GROUPS; ++g) most[g] = _mm512_setzero_si512();
-            for (int64_t k = 0; k < depth; ++k)
-                for (int g = 0; g < GROUPS; ++g) larger(most[g], of_k(k, g));
-            return;
-        }
-        alignas(64) int32_t found[GROUPS * WIDTH] = {};
-        for (int64_t line = 0; line < count; ++line) {
-            __m512i of_line = _mm512_setzero_si512();
-            for (int64_t k = 0; k < depth; k += WIDTH) larger(of_line, load_first(from, line * stride + k, kind, depth - k));
-            found[line] = _mm512_reduce_max_epi32(of_line);
-        }
-        for (int g = 0; g < GROUPS; ++g) most[g] = _mm512_load_si512(found + g * WIDTH);
-    }
+    __m512 of_k(int64_t k, int64_t line) const { return load_first(from, k * stride + line, kind, count - line); }
+};
 
-    // write(k, group, 16 lines' numbers) for all of them.
-    template <class Writer>
-    void spread(Writer& write) const {
-        if (!along_k) {
-            for (int64_t k = 0; k < depth; ++k)
-                for (int g = 0; g < GROUPS; ++g) write(k, g, of_k(k, g));
-            return;
+inline __m512i magnitude_of(__m512 x) { return _mm512_and_si512(_mm512_set1_epi32(0x7fffffff), _mm512_castps_si512(x)); }
+
+// The largest magnitudes of lines, as whole numbers, which are in the same order and have NaN above all.
+
+// Of one line whose numbers lie together.
+inline int32_t largest_of_line(const Lines& lines, int64_t line) {
+    const int64_t begin = line * lines.stride;
+    if (lines.kind == FLOAT) {
+        __m512i most = _mm512_setzero_si512();
+        for (int64_t k = 0; k < lines.depth; k += WIDTH) {
+            const __m512 x = load_first(lines.from, begin + k, FLOAT, lines.depth - k);
+            most = _mm512_max_epi32(most, magnitude_of(x));
         }
-        for (int g = 0; g < GROUPS; ++g)
-            for (int64_t k = 0; k < depth; k += WIDTH) {
-                __m512 block[WIDTH];
-                for (int i = 0; i < WIDTH; ++i) {
-                    const int64_t line = g * WIDTH + i;
-                    block[i] = line < count ? load_first(from, line * stride + k, kind, depth - k) : _mm512_setzero_ps();
-                }
-                transpose(block);
-                const int64_t left = depth - k < WIDTH ? depth - k : WIDTH;
-                for (int64_t i = 0; i < left; ++i) write(k + i, g, block[i]);
+        return _mm512_reduce_max_epi32(most);
+    }
+    const uint16_t* at = reinterpret_cast<const uint16_t*>(lines.from) + begin;
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t k = 0; k < lines.depth; k += 2 * WIDTH)
+        most = _mm512_max_epu16(most, _mm512_and_si512(magnitude, load_pairs(at + k, lines.depth - k)));
+    return _mm512_reduce_max_epi32(_mm512_max_epi32(widened(_mm512_castsi512_si256(most), lines.kind),
+                                                    widened(_mm512_extracti64x4_epi64(most, 1), lines.kind)));
+}
+
+// Of all lines where those of one k lie together, read in the order in which they lie.
+inline void largest_of_lines(const Lines& lines, int32_t* most) {
+    for (int64_t line = 0; line < lines.count; line += WIDTH) _mm512_storeu_si512(most + line, _mm512_setzero_si512());
+    if (lines.kind == FLOAT) {
+        for (int64_t k = 0; k < lines.depth; ++k)
+            for (int64_t line = 0; line < lines.count; line += WIDTH) {
+                const __m512i x = magnitude_of(lines.of_k(k, line));
+                _mm512_storeu_si512(most + line, _mm512_max_epi32(x, _mm512_loadu_si512(most + line)));
             }
+        return;
+    }
+    // Numbers of 16 bits first, in the front half of their places.
+    uint16_t* narrow = reinterpret_cast<uint16_t*>(most);
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    for (int64_t k = 0; k < lines.depth; ++k) {
+        const uint16_t* at = reinterpret_cast<const uint16_t*>(lines.from) + k * lines.stride;
+        for (int64_t line = 0; line < lines.count; line += 2 * WIDTH) {
+            const __m512i x = _mm512_and_si512(magnitude, load_pairs(at + line, lines.count - line));
+            _mm512_storeu_si512(narrow + line, _mm512_max_epu16(x, _mm512_loadu_si512(narrow + line)));
+        }
+    }
+    for (int64_t line = (lines.count - 1) / WIDTH * WIDTH; line >= 0; line -= WIDTH) {
+        const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(narrow + line));
+        _mm512_storeu_si512(most + line, widened(x, lines.kind));
+    }
+}
+
+// write(k, group, 16 lines' numbers) for all groups of 16 lines, GROUPS at most.
+template <int GROUPS, class Writer>
+void spread(const Lines& lines, Writer& write) {
+    if (!lines.along_k) {
+        for (int64_t k = 0; k < lines.depth; ++k)
+            for (int g = 0; g < GROUPS; ++g) write(k, g, lines.of_k(k, g * WIDTH));
+        return;
+    }
+    for (int g = 0; g < GROUPS; ++g)
+        for (int64_t k = 0; k < lines.depth; k += WIDTH) {
+            __m512 block[WIDTH];
+            for (int i = 0; i < WIDTH; ++i) {
+                const int64_t line = g * WIDTH + i, at = line * lines.stride + k;
+                block[i] = line < lines.count ? load_first(lines.from, at, lines.kind, lines.depth - k) : _mm512_setzero_ps();
+            }
+            transpose(block);
+            const int64_t left = lines.depth - k < WIDTH ? lines.depth - k : WIDTH;
+            for (int64_t i = 0; i < left; ++i) write(k + i, g, block[i]);
+        }
+}
+
+// Memory that will soon be read: `runs` of `bytes`, `stride` apart, fetched some lines at a time.
+struct Ahead {
+    const char* from;
+    int64_t bytes, stride, runs;
+    int64_t pace = 0;  // lines at a time
+    int64_t at = 0;
+
+    // All of it in so many times.
+    void spread_over(int64_t times) { pace = (runs * (bytes / 64 + 1) + times - 1) / times; }
+
+    template <_mm_hint CACHE>
+    void fetch() {
+        for (int64_t i = 0; i < pace && runs > 0; ++i) {
+            _mm_prefetch(from + at, CACHE);
+            at += 64;
+            if (at >= bytes) at = 0, from += stride, --runs;
+        }
     }
 };
 
-// The rows of a tile as they are multiplied: for each k TILE pairs of twice the same half, because a pair is spread over a
-// register in the load itself and a single half is not. SLACK pairs behind the end are written too.
+// What is fetched while a tile and a panel are multiplied.
+struct Fetched {
+    Ahead rows;   // that a thread lays next; into the second cache
+    Ahead there;  // what the products are added to or multiplied by; into the first
+
+    void some() {
+        rows.fetch<_MM_HINT_T1>();
+        there.fetch<_MM_HINT_T0>();
+    }
+};
+
+// The rows of a tile as they are multiplied: TILE halves for each k. SLACK numbers behind the end are written too.
 struct TileWriter {
-    uint32_t* to;
+    uint16_t* to;
     __m512 scale, sums;  // of each row, as it was given
 
     void operator()(int64_t k, int, __m512 x) {
         sums = _mm512_add_ps(sums, x);
-        const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtxps_ph(_mm512_mul_ps(x, scale)));
-        _mm512_storeu_si512(to + k * TILE, _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k * TILE), (__m256i)_mm512_cvtxps_ph(_mm512_mul_ps(x, scale)));
     }
 };
 
@@ -205,41 +286,50 @@ struct PanelWriter {
     }
 };
 
-// sums[TILE][PANEL], in floats, are or grow by (`fresh` or not) the products of a tile's rows and a panel's columns.
-__attribute__((noinline)) inline void multiply(const uint32_t* a, const uint16_t* b, int64_t depth, bool fresh, float* sums) {
-    for (int64_t begin = 0; begin < depth; begin += RUN) {
-        const int64_t end = depth - begin < RUN ? depth - begin : RUN;
+// sums[TILE][PANEL], in floats, become the products of a tile's rows and a panel's columns. Some of `fetched` is, for each
+// RUN products.
+__attribute__((noinline)) inline void multiply(const uint16_t* tile, const uint16_t* panel, int64_t depth, float* sums,
+                                               Fetched& fetched) {
+    alignas(64) uint16_t kept[TILE][2][PANEL / 2];
+    const _Float16* a = reinterpret_cast<const _Float16*>(tile);
+    const _Float16* same = a;
+    asm("" : "+r"(same));  // or one spread register would serve both sides: one instruction more for each row
+    for (int64_t begin = 0, runs = 0; begin < depth; begin += RUN, runs = (runs + 1) % RUNS) {
+        const int64_t count = depth - begin < RUN ? depth - begin : RUN;
+        fetched.some();
         __m512h run[TILE][2];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < TILE; ++r) run[r][0] = run[r][1] = _mm512_setzero_ph();
-        for (int64_t k = 0; k < end; ++k, a += TILE, b += PANEL) {
-            const __m512h left = _mm512_loadu_ph(b), right = _mm512_loadu_ph(b + 32);
-            _mm_prefetch(reinterpret_cast<const char*>(b + AHEAD * PANEL), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(b + AHEAD * PANEL + 32), _MM_HINT_T0);
-#pragma GCC unroll 12
+        for (int64_t k = 0; k < count; ++k, a += TILE, same += TILE, panel += PANEL) {
+            const __m512h left = _mm512_loadu_ph(panel), right = _mm512_loadu_ph(panel + PANEL / 2);
+            _mm_prefetch(reinterpret_cast<const char*>(panel + AHEAD * PANEL), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(panel + AHEAD * PANEL + PANEL / 2), _MM_HINT_T0);
+#pragma GCC unroll 16
             for (int r = 0; r < TILE; ++r) {
-                const __m512h x = (__m512h)_mm512_set1_epi32(int(a[r]));
-                run[r][0] = _mm512_fmadd_ph(x, left, run[r][0]);
-                run[r][1] = _mm512_fmadd_ph(x, right, run[r][1]);
+                run[r][0] = _mm512_fmadd_ph(_mm512_set1_ph(a[r]), left, run[r][0]);
+                run[r][1] = _mm512_fmadd_ph(_mm512_set1_ph(same[r]), right, run[r][1]);
             }
         }
-#pragma GCC unroll 12
+        const bool widen = runs == RUNS - 1 || begin + RUN >= depth;
+#pragma GCC unroll 16
         for (int r = 0; r < TILE; ++r)
 #pragma GCC unroll 2
             for (int side = 0; side < 2; ++side) {
-                const __m512i x = (__m512i)run[r][side];
-                const __m512 low = _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256(x));
-                const __m512 high = _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64(x, 1));
-                float* to = sums + r * PANEL + side * 32;
-                if (!fresh) {
-                    _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), low));
-                    _mm512_store_ps(to + WIDTH, _mm512_add_ps(_mm512_load_ps(to + WIDTH), high));
-                } else {
-                    _mm512_store_ps(to, low);
-                    _mm512_store_ps(to + WIDTH, high);
+                const __m512h sum = runs ? _mm512_add_ph(run[r][side], _mm512_load_ph(kept[r][side])) : run[r][side];
+                if (!widen) {
+                    _mm512_store_ph(kept[r][side], sum);
+                    continue;
                 }
+                float* to = sums + r * PANEL + side * PANEL / 2;
+                __m512 low = _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256((__m512i)sum));
+                __m512 high = _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)sum, 1));
+                if (begin >= RUN * RUNS) {
+                    low = _mm512_add_ps(low, _mm512_load_ps(to));
+                    high = _mm512_add_ps(high, _mm512_load_ps(to + WIDTH));
+                }
+                _mm512_store_ps(to, low);
+                _mm512_store_ps(to + WIDTH, high);
             }
-        fresh = false;
     }
 }
 
