@@ -60,8 +60,8 @@ def faults(said: dict[str, object]) -> list[int]:
 @glibc_only
 def test_large_tensors_take_the_pages_of_those_before_them() -> None:
     said = ran("keep")
-    # A hole is some bytes too small for the next of the same size where something else came beside it; not for long (the
-    # first nine at worst, in many environments: where the heap begins decides).
+    # A hole is some bytes too small for the next of the same size where something else came beside it; not for long:
+    # among the first nine in many environments, which decide where the heap begins.
     assert sum(faults(said)[24:]) == 0 < max(faults(said))
     assert isinstance(said["given_back"], int) and said["given_back"] > SIZE // 2
 
