@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 WHOLE = "whole"
 """The name of an adapter over all rows of a matrix."""
@@ -70,10 +71,11 @@ class LowRank(nn.Module):
 
 
 class Adapters(nn.ModuleDict):
-    """The adapters of one linear map, each under a name of its own."""
+    """The adapters of one linear map, each under a name of its own; ``hook`` lets the map use them."""
 
-    def __init__(self) -> None:
+    def __init__(self, hook: RemovableHandle) -> None:
         super().__init__()
+        self.hook = hook
         self.kept: list[Tensor] = []  # the weight itself, while a merged one is in its place
 
     def added_to(self, weight: Tensor) -> Tensor:
@@ -92,13 +94,15 @@ class Rows(nn.Module):
         ids: which rows.
         values: ``[len(ids), width]``, what they begin as.
         bins: rows of the table.
+        hook: lets the embedding use them.
     """
 
     ids: Tensor
     place: Tensor
 
-    def __init__(self, ids: Tensor, values: Tensor, bins: int) -> None:
+    def __init__(self, ids: Tensor, values: Tensor, bins: int, hook: RemovableHandle) -> None:
         super().__init__()
+        self.hook = hook
         self.values = nn.Parameter(values.detach().float().clone())
         self.register_buffer("ids", ids.to(torch.int64))
         place = torch.full((bins,), -1, dtype=torch.int64, device=ids.device)
@@ -151,9 +155,8 @@ def add_adapter(linear: nn.Module, name: str, adapter: LowRank) -> None:
     """
     adapters = adapters_of(linear)
     if adapters is None:
-        adapters = Adapters().train(linear.training)
+        adapters = Adapters(linear.register_forward_hook(_add)).train(linear.training)
         linear.add_module(LORA, adapters)
-        linear.register_forward_hook(_add)
     if name in adapters or adapters.kept:
         raise ValueError(f"{name} is there already" if name in adapters else "the adapters are merged")
     weight: Any = linear.weight
@@ -169,9 +172,9 @@ def add_rows(embedding: nn.Module, ids: Tensor, values: Tensor | None = None) ->
     """
     weight: Any = embedding.weight
     ids = ids.to(weight.device)
-    rows = Rows(ids, weight.detach()[ids] if values is None else values.to(weight.device), len(weight))
-    if rows_of(embedding) is None:
-        embedding.register_forward_hook(_replace)
+    before = rows_of(embedding)
+    hook = embedding.register_forward_hook(_replace) if before is None else before.hook
+    rows = Rows(ids, weight.detach()[ids] if values is None else values.to(weight.device), len(weight), hook)
     embedding.add_module(ROWS, rows)
     return rows
 
@@ -236,8 +239,12 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def remove(model: nn.Module) -> None:
-    """Take all adapters away; what is merged stays merged, and no weight is kept aside for it."""
-    for module, _ in list(_adapted(model)):
+    """Take all adapters away; what is merged stays merged, and no weight is kept aside for it.
+
+    Their hooks go too: fast paths compute only what nobody looks at on its way.
+    """
+    for module, beside in list(_adapted(model)):
+        beside.hook.remove()
         for name in (LORA, ROWS):
             if name in module._modules:
                 del module._modules[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import nn
 
 from songbloom.lora.training import LoRASettings, attach, trained_state, without_gradient
 from songbloom.prior.prior import Prior
+from songbloom.transformer import layers
 from songbloom.transformer.decoding import DecodingTransformer
 from songbloom.transformer.layers import Linear
 from songbloom.transformer.lora import (
+    WHOLE,
     LowRank,
     add_adapter,
     add_rows,
@@ -106,6 +109,41 @@ def test_merged_weights_do_what_adapters_do_and_unmerging_restores_every_bit(mak
     bake(model)
     torch.testing.assert_close(outcome(), live, rtol=1e-4, atol=1e-5)
     assert not any(".lora." in name for name in model.state_dict())
+
+
+def hooked(model: nn.Module) -> list[str]:
+    """The names of the modules at which somebody looks."""
+    return [name for name, module in model.named_modules() if module._forward_hooks]
+
+
+@pytest.mark.parametrize("away", [bake, remove])
+def test_nothing_looks_at_a_layer_without_adapters(away: Callable[[nn.Module], None]) -> None:
+    """Fast paths ask for that; a copy's hooks are its own."""
+    song = adapted(songbloom(lyric_vocabulary=330), EVERYWHERE)
+    for ids in ([40, 60], [41]):
+        add_rows(song.lyrics.tokens, torch.tensor(ids))  # in the place of the first ones
+    names = hooked(song)
+    assert "lyrics.tokens" in names and len(names) == len(set(names)) > 10
+    copied = copy.deepcopy(song)
+    away(copied)
+    assert hooked(copied) == [] and hooked(song) == names
+    away(song)
+    assert hooked(song) == []
+
+
+def test_a_baked_mlp_is_computed_at_once_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(layers, "quick_gelu_mlp", lambda x, *weights: asked.append(x))
+    mlp = layers.MLP(6, 12).eval()
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    plain = mlp(x)
+    add_adapter(mlp.up, WHOLE, LowRank(6, 12, rank=2, alpha=4.0, generator=torch.Generator().manual_seed(1)))
+    nn.init.normal_(low_ranks(mlp)[0].B, generator=torch.Generator().manual_seed(2))
+    live = mlp(x)
+    assert len(asked) == 1 and not torch.allclose(live, plain)  # not while the adapter is between the maps
+    bake(mlp)
+    torch.testing.assert_close(mlp(x), live)
+    assert len(asked) == 2
 
 
 @given(st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
