@@ -10,7 +10,7 @@ import torch
 
 from songbloom.free_memory import free_bytes
 
-IF_NEEDED, ALWAYS = 1, 2  # values of c_res
+ALWAYS = 2  # of c_res; 1 is where memory is short
 SHARE = 0.25  # of the memory that is free when training begins: parameters, optimiser and data want theirs
 
 
