@@ -88,9 +88,9 @@ struct DiffusionScratch {
         const int64_t hidden_size = ROWS * hidden_row, qkv_size = rows * row3 + PANEL;
         qkv = hidden = take(hidden_size > qkv_size ? hidden_size : qkv_size);
         const int64_t inputs = d.width > d.hidden ? d.width : d.hidden;
-        half.stride = apart(pairs_of(inputs));
         const bool halves = d.layers[0].query.scales;
-        half.pairs = reinterpret_cast<uint32_t*>(take(halves ? ROWS * half.stride : 0)), half.scales = take(halves ? ROWS : 0);
+        half.tiles = reinterpret_cast<uint16_t*>(take(halves ? half_rows_size(ROWS, inputs) : 0));
+        half.scales = take(halves ? ROWS : 0);
         panel = (inputs > d.latent ? inputs : d.latent) * PANEL;
         own_size = rounded(panel + d.positions * head + rounded(d.positions * head_width) + head_width * keys + GROUP * keys);
         own = take(d.threads * own_size);
@@ -190,11 +190,8 @@ class Look {
     template <class Use>
     void times(const Matrix& matrix, const float* a, int64_t stride, int rows, Use use) {
         if (HALVES && matrix.scales) {
-            // As far apart as these rows need: short ones in places for long ones would fall into few of the cache's sets.
-            const HalfRows half = {m.half.pairs, apart(pairs_of(matrix.inputs)), m.half.scales};
-#pragma omp for
-            for (int r = 0; r < rows; ++r) narrow(a + r * stride, matrix.inputs, half.pairs + r * half.stride, half.scales + r);
-            return half_product(matrix, half, rows, room, d.threads, use);
+            lay_rows(a, stride, rows, matrix.inputs, m.half);
+            return half_product(matrix, m.half, rows, room, d.threads, use);
         }
         product(matrix, a, stride, rows, room, d.threads, use);
     }

@@ -1,139 +1,107 @@
 // Products of a matrix with many rows in half precision, where the processor multiplies that twice as fast as float32
-// (AVX512-FP16): panels as in panels.h, of numbers with 11 bits.
+// (AVX512-FP16): panels as in panels.h, rows and sums as in halves.h.
 //
-// A matrix's row and a row of input are each scaled by a power of two, so that their largest number lies in [8, 16):
-// nothing can overflow, and what falls below half precision's range is less than a millionth of the largest. Sums are
-// half precision over a run of products and two runs, beyond that float32. Each sum is one chain in one order whatever the tile, and a
-// row's scale is its own, so what a row gets depends on nothing but the row.
+// A matrix's row and a row of input are each scaled by a power of two of their own, and each sum is made in one order
+// whatever the tile, so what a row gets depends on nothing but the row.
 
 #pragma once
 
+#include "halves.h"
 #include "panels.h"
 
-// A few rows as the products read them.
+// Rows as the products read them: in tiles, one behind the other; in each the numbers of one k lie together.
 struct HalfRows {
-    uint32_t* pairs;   // [rows][stride]: two neighbours of a row, the first in the lower half
-    int64_t stride;
-    float* scales;     // [rows]: what a row has been divided by
+    uint16_t* tiles;
+    float* scales;  // of each row: what its sums have to be multiplied by
 };
 
 namespace {
 
-// Two numbers beside each other in one place of a register are summed apart until the end, so a run is twice as many.
-constexpr int RUN_PAIRS = 32;
-
-inline int64_t pairs_of(int64_t n) { return (n + 1) / 2; }
-inline int64_t half_panel_size(const Matrix& m) { return pairs_of(m.inputs) * PANEL; }  // in floats of memory
-
-// The power of two that a row is divided by, from its largest number. It and its inverse are always finite.
-inline float scale_for(float largest) {
-    uint32_t bits;
-    std::memcpy(&bits, &largest, 4);
-    const uint32_t exponent = bits >> 23;
-    bits = ((exponent < 4 ? 4 : exponent) - 3) << 23;
-    float scale;
-    return std::memcpy(&scale, &bits, 4), scale;
-}
+inline int64_t half_panel_size(const Matrix& m) { return int64_t(m.inputs) * PANEL / 2; }  // in floats of memory
+inline int64_t half_rows_size(int64_t rows, int64_t inputs) { return (rows * inputs + 1) / 2; }
 
 #ifdef __AVX512FP16__
 constexpr bool HALVES = true;
+constexpr int TALL = 28;  // rows of a tile at most, whose sums of a panel's columns stay in registers
+constexpr int RUN = 32;   // products summed one after the other as halves: what is drawn takes many looks one upon the other
 
-template <class Number>
-float largest_of(const Number* x, int n) {
-    __m512 largest = _mm512_setzero_ps();
-    for (int k = 0; k < n; k += LANES) {
-        const Lanes each = n - k < LANES ? load_first(x + k, n - k) : load(x + k);
-        largest = _mm512_max_ps(_mm512_abs_ps((__m512)each.part[0]), largest);
+static_assert(FLOAT32 == int(halves::FLOAT) && BFLOAT16 == int(halves::BF16));
+
+inline int tiles_of(int rows) { return (rows + TALL - 1) / TALL; }
+inline int first_of_tile(int rows, int tile) { return int(int64_t(rows) * tile / tiles_of(rows)); }
+
+// Sixteen lines of a tile or a panel, `each` of which there are of one k.
+struct HalfWriter {
+    uint16_t* to;
+    int64_t each;
+    __m512 scale;
+    __mmask16 there;
+
+    void operator()(int64_t k, int, __m512 x) {
+        _mm256_mask_storeu_epi16(to + k * each, there, (__m256i)_mm512_cvtxps_ph(_mm512_mul_ps(x, scale)));
     }
-    return _mm512_reduce_max_ps(largest);
+};
+
+// What takes sixteen lines at most to where halves do not overflow; 1 for lines that are not there.
+inline __m512 scales_of(const halves::Lines& lines) {
+    alignas(64) int32_t most[LANES] = {};
+    for (int i = 0; i < lines.count; ++i) most[i] = halves::largest_of_line(lines, i);
+    return halves::scales_for(_mm512_load_si512(most));
 }
 
-// Up to 32 numbers, divided, as sixteen pairs; zeros behind them.
-template <class Number>
-inline Lanes pairs(const Number* x, int count, float inverse) {
-    auto sixteen = [&](int from) {
-        const int there = count - from < 0 ? 0 : count - from;
-        const Lanes wide = there < LANES ? load_first(x + from, there) : load(x + from);
-        return (__m256d)_mm512_cvtxps_ph(_mm512_mul_ps((__m512)wide.part[0], _mm512_set1_ps(inverse)));
-    };
-    Lanes made;
-    made.part[0] = (Vector)_mm512_insertf64x4(_mm512_castpd256_pd512(sixteen(0)), sixteen(LANES), 1);
-    return made;
-}
-
-// A row of n floats for the products; behind it is room for whole lanes.
-inline void narrow(const float* x, int n, uint32_t* to, float* scale) {
-    *scale = scale_for(largest_of(x, n));
-    const float inverse = 1.0f / *scale;
-    for (int k = 0; k < n; k += 2 * LANES) store(reinterpret_cast<float*>(to + k / 2), pairs(x + k, n - k, inverse));
-}
-
-// to[r][c] = Σ_i a[r][i] b[i][c], but for the scales, for R rows and the columns of a panel; `count` pairs of inputs.
-template <int R>
-__attribute__((noinline)) void multiply_halves(const uint32_t* a, int64_t a_stride, const uint32_t* b, int count,
-                                               const float* ahead, int pace, float* to) {
-    alignas(64) _Float16 runs[2 * R][2 * LANES];  // through memory, from where a half register is widened for nothing
-    alignas(64) float sums[4 * R][LANES];
-    for (int begin = 0; begin < count; begin += RUN_PAIRS) {
-        const int end = count - begin < RUN_PAIRS ? count : begin + RUN_PAIRS;
-        __m512h sum[R][2];
-        for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ph();
-        for (int i = begin; i < end; ++i) {
-            const __m512h first = _mm512_loadu_ph(b + int64_t(i) * PANEL), second = _mm512_loadu_ph(b + int64_t(i) * PANEL + LANES);
-            __builtin_prefetch(ahead + int64_t(i) * pace, 0, 2);
-            if (pace > LANES) __builtin_prefetch(ahead + int64_t(i) * pace + LANES, 0, 2);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const __m512h in = (__m512h)_mm512_set1_epi32(a[r * a_stride + i]);
-                sum[r][0] = _mm512_fmadd_ph(in, first, sum[r][0]);
-                sum[r][1] = _mm512_fmadd_ph(in, second, sum[r][1]);
-            }
-        }
-        const bool second = begin / RUN_PAIRS % 2;
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-            for (int j = 0; j < 2; ++j) {
-                if (second) sum[r][j] = _mm512_add_ph(sum[r][j], _mm512_load_ph(runs[2 * r + j]));
-                _mm512_store_ph(runs[2 * r + j], sum[r][j]);
-            }
-        if (!second && end < count) continue;
-        asm volatile("" ::"r"(runs) : "memory");  // or the compiler takes registers apart instead, by the port that multiplies
-#pragma GCC unroll 8
-        for (int j = 0; j < 4 * R; ++j) {
-            const __m512 run = _mm512_cvtxph_ps(_mm256_load_ph(runs[0] + j * LANES));
-            _mm512_store_ps(sums[j], begin >= 2 * RUN_PAIRS ? _mm512_add_ps(_mm512_load_ps(sums[j]), run) : run);
-        }
-    }
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int j = 0; j < 2 * R; ++j) {
-        const __m512 low = _mm512_load_ps(sums[2 * j]), high = _mm512_load_ps(sums[2 * j + 1]);
-        const __m512 evens = _mm512_permutex2var_ps(low, even, high), odds = _mm512_permutex2var_ps(low, odd, high);
-        _mm512_store_ps(to + j * LANES, _mm512_add_ps(evens, odds));
+// Rows of n floats, `stride` apart, for the products; shared out over the threads that all call this.
+inline void lay_rows(const float* a, int64_t stride, int rows, int n, const HalfRows& to) {
+#pragma omp for
+    for (int unit = 0; unit < 2 * tiles_of(rows); ++unit) {
+        const int begin = first_of_tile(rows, unit / 2), end = first_of_tile(rows, unit / 2 + 1);
+        const int line = begin + unit % 2 * LANES, count = end - line < LANES ? end - line : LANES;
+        if (count <= 0) continue;
+        const halves::Lines lines{reinterpret_cast<const char*>(a + line * stride), halves::FLOAT, true, stride, count, n};
+        const __m512 scale = scales_of(lines);
+        const __mmask16 there = halves::first(count);
+        _mm512_mask_storeu_ps(to.scales + line, there, halves::inverse(scale));
+        HalfWriter writer{to.tiles + int64_t(begin) * n + line - begin, end - begin, scale, there};
+        halves::spread<1>(lines, writer);
     }
 }
 
-using MultiplyHalves = void (*)(const uint32_t*, int64_t, const uint32_t*, int, const float*, int, float*);
+// The panel that is read next, fetched into the second cache a little for each k, and what is read of this one soon into the
+// first.
+struct NextPanel {
+    const char* from;
+    int64_t step;
+
+    void run() {}
+    void each(const uint16_t* panel) {
+        _mm_prefetch(from, _MM_HINT_T1);
+        from += step;
+        _mm_prefetch(reinterpret_cast<const char*>(panel + halves::AHEAD * PANEL), _MM_HINT_T0);
+    }
+};
+
+using MultiplyHalves = void (*)(const uint16_t*, const uint16_t*, int64_t, float*, NextPanel&);
 
 template <int R>
 inline MultiplyHalves multiply_halves_for(int rows) {
     if constexpr (R == 0) return nullptr;
-    else return rows == R ? &multiply_halves<R> : multiply_halves_for<R - 1>(rows);
+    else return rows == R ? &halves::multiply<R, 1, RUN, NextPanel> : multiply_halves_for<R - 1>(rows);
 }
 
-// use(row, its PANEL numbers) for rows of `a` times one panel `b` of `count` pairs, whose columns have been divided by `scales`.
+// use(row, its PANEL numbers) for rows of `a` times one panel `b` of `count` inputs, whose columns' sums have to be multiplied
+// by `scales`.
 template <class Use>
-inline void times_half_panel(const HalfRows& a, int rows, const uint32_t* b, int count, const float* scales, const float* ahead,
+inline void times_half_panel(const HalfRows& a, int rows, const uint16_t* b, int count, const float* scales, const char* ahead,
                              Use use) {
-    alignas(64) float made[GROUP * PANEL];
-    const int groups = (rows + GROUP - 1) / GROUP, pace = ahead ? (PANEL + groups - 1) / groups : 0;
-    for (int g = 0; g < groups; ++g) {
-        const int begin = int64_t(rows) * g / groups, end = int64_t(rows) * (g + 1) / groups;
-        const float* from = ahead ? ahead + int64_t(g) * count * pace : reinterpret_cast<const float*>(b);
-        multiply_halves_for<GROUP>(end - begin)(a.pairs + begin * a.stride, a.stride, b, count, from, pace, made);
+    alignas(64) float made[TALL * PANEL];
+    const int tiles = tiles_of(rows);
+    const int64_t step = ahead ? (PANEL * 2 + tiles - 1) / tiles : 0;
+    for (int t = 0; t < tiles; ++t) {
+        const int begin = first_of_tile(rows, t), end = first_of_tile(rows, t + 1);
+        NextPanel next{ahead ? ahead + t * count * step : reinterpret_cast<const char*>(b), step};
+        multiply_halves_for<TALL>(end - begin)(a.tiles + int64_t(begin) * count, b, count, made, next);
         for (int r = begin; r < end; ++r) {
             float* of = made + (r - begin) * PANEL;
-            for (int c = 0; c < PANEL; ++c) of[c] *= scales[c] * a.scales[r];
+            for (int c = 0; c < PANEL; ++c) of[c] = of[c] * a.scales[r] * scales[c];
             use(r, of);
         }
     }
@@ -141,70 +109,43 @@ inline void times_half_panel(const HalfRows& a, int rows, const uint32_t* b, int
 
 // --------------------------------------------------------------------------------------------- laying panels
 
-// use(column of a panel, row of the weight or -1 where there is none) for all columns.
-template <class Use>
-inline void columns_of(const Matrix& m, int panel, Use use) {
-    const int first = panel * outputs_of_panel(m);
-    for (int c = 0; c < PANEL; ++c) {
-        const int output = first + (m.gated ? c % LANES : c);
-        use(c, output >= m.outputs ? -1 : output + (m.gated && c >= LANES ? m.outputs : 0));
-    }
-}
-
-template <class Weight>
-void lay_half_panel_of(const Matrix& m, int panel, float* to) {
-    Lanes row[LANES];
-    const float* scales = m.scales + panel * PANEL;
-    int rows[PANEL];
-    columns_of(m, panel, [&](int c, int r) { rows[c] = r; });
-    for (int half = 0; half < PANEL; half += LANES)
-        for (int i = 0; i < m.inputs; i += 2 * LANES) {
-            const int count = m.inputs - i < 2 * LANES ? m.inputs - i : 2 * LANES, there = int(pairs_of(count));
-            for (int c = 0; c < LANES; ++c) {
-                const int r = rows[half + c];
-                row[c] = r < 0 ? Lanes{} : pairs(static_cast<const Weight*>(m.weight) + int64_t(r) * m.inputs + i, count,
-                                                 1.0f / scales[half + c]);
-            }
-            float* place = to + int64_t(i / 2) * PANEL + half;
-            if (there == LANES) {
-                turned(row, place);
-            } else {
-                alignas(64) float last[LANES * PANEL];
-                turned(row, last);
-                for (int k = 0; k < there; ++k) std::memcpy(place + k * PANEL, last + k * PANEL, LANES * sizeof(float));
-            }
-        }
-}
-
-template <class Weight>
-void find_scales_of(const Matrix& m, float* to) {
-    for (int p = 0; p < panels_of(m); ++p)
-        columns_of(m, p, [&](int c, int r) {
-            const Weight* row = static_cast<const Weight*>(m.weight) + int64_t(r) * m.inputs;
-            to[p * PANEL + c] = r < 0 ? 1.0f : scale_for(largest_of(row, m.inputs));
-        });
+// Half of a panel: up to sixteen of a matrix's rows, of a gated matrix gates or what they gate.
+inline halves::Lines half_of_panel(const Matrix& m, int panel, int half) {
+    const int each = m.gated ? LANES : PANEL, first = panel * each + (m.gated ? 0 : half * LANES);
+    const int left = m.outputs - first, count = left < 0 ? 0 : (left < LANES ? left : LANES);
+    const int64_t row = first + (m.gated ? int64_t(half) * m.outputs : 0);
+    const char* from = static_cast<const char*>(m.weight) + row * m.inputs * halves::size_of(m.kind);
+    return {from, m.kind, true, m.inputs, count, m.inputs};
 }
 
 inline void lay_half_panel(const Matrix& m, int panel, float* to) {
-    m.kind == BFLOAT16 ? lay_half_panel_of<bf16>(m, panel, to) : lay_half_panel_of<float>(m, panel, to);
+    for (int half = 0; half < 2; ++half) {
+        const halves::Lines lines = half_of_panel(m, panel, half);
+        const __m512 scale = halves::inverse(_mm512_loadu_ps(m.scales + panel * PANEL + half * LANES));
+        HalfWriter writer{reinterpret_cast<uint16_t*>(to) + half * LANES, PANEL, scale, halves::first(LANES)};
+        halves::spread<1>(lines, writer);
+    }
 }
 
+// What sums of each column of the panels have to be multiplied by.
 inline void find_scales(const Matrix& m, float* to) {
-    m.kind == BFLOAT16 ? find_scales_of<bf16>(m, to) : find_scales_of<float>(m, to);
+    for (int p = 0; p < panels_of(m); ++p)
+        for (int half = 0; half < 2; ++half)
+            _mm512_storeu_ps(to + p * PANEL + half * LANES, halves::inverse(scales_of(half_of_panel(m, p, half))));
 }
 
 // As product(), of rows in half precision and a matrix with scales.
 template <class Use>
 void half_product(const Matrix& m, const HalfRows& a, int rows, float* room, int threads, Use use) {
-    const int each = outputs_of_panel(m), all = panels_of(m), count = int(pairs_of(m.inputs));
+    const int each = outputs_of_panel(m), all = panels_of(m);
     const int64_t size = half_panel_size(m);
 #pragma omp for schedule(dynamic, 1)
     for (int p = 0; p < all; ++p) {
         const float* panel = m.panels ? m.panels + p * size : room;
         if (!m.panels) lay_half_panel(m, p, room);
-        const float* ahead = m.panels ? panel + threads * size : nullptr;
+        const char* ahead = m.panels ? reinterpret_cast<const char*>(panel + threads * size) : nullptr;
         const int first = p * each, columns = m.outputs - first < each ? m.outputs - first : each;
-        times_half_panel(a, rows, reinterpret_cast<const uint32_t*>(panel), count, m.scales + p * PANEL, ahead,
+        times_half_panel(a, rows, reinterpret_cast<const uint16_t*>(panel), m.inputs, m.scales + p * PANEL, ahead,
                          [&](int r, const float* made) { use(r, first, columns, made); });
     }
 }
@@ -213,7 +154,7 @@ void half_product(const Matrix& m, const HalfRows& a, int rows, float* room, int
 
 // Other processors have no such products, and song_halves() says so: these are never reached.
 constexpr bool HALVES = false;
-inline void narrow(const float*, int, uint32_t*, float*) {}
+inline void lay_rows(const float*, int64_t, int, int, const HalfRows&) {}
 inline void lay_half_panel(const Matrix&, int, float*) {}
 inline void find_scales(const Matrix&, float*) {}
 template <class Use>

@@ -51,6 +51,7 @@ namespace {
 using namespace halves;
 
 constexpr int64_t LINE = 64;
+constexpr int RUN = 64;                   // products summed one after the other as halves
 constexpr int64_t DEPTH = 1024;          // of a block, where C can be added to: a tile of it stays in the nearest cache
 constexpr int64_t DEEPEST = 8192;        // of one where it cannot
 constexpr int64_t CHUNK = 8;              // panels that stay in the next cache while a group's tiles pass
@@ -207,6 +208,21 @@ void put(const Product& p, const float* sums, int64_t row, int64_t column, const
     }
 }
 
+// What is fetched while a tile and a panel are multiplied.
+struct Fetched {
+    Ahead rows;   // that a thread lays next; into the second cache
+    Ahead there;  // what the products are added to or multiplied by; into the first
+
+    void run() {
+        rows.fetch<_MM_HINT_T1>();
+        there.fetch<_MM_HINT_T0>();
+    }
+
+    void each(const uint16_t* panel) {
+        for (int i = 0; i < PANEL; i += 32) _mm_prefetch(reinterpret_cast<const char*>(panel + AHEAD * PANEL + i), _MM_HINT_T0);
+    }
+};
+
 void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64_t k, int64_t depth) {
     char* own = plan.threads_at + thread() * plan.thread_bytes;
     float* row_scales = reinterpret_cast<float*>(own + plan.group * plan.tile_bytes);
@@ -228,8 +244,9 @@ void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64
                     fetched.there = {there + (row * p.c_row + panel * PANEL) * c_size, PANEL * c_size, p.c_row * c_size, rows};
                     fetched.there.spread_over(runs);
                 }
-                multiply(reinterpret_cast<uint16_t*>(own + t * plan.tile_bytes),
-                         reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), depth, sums, fetched);
+                multiply<TILE, PANEL / (2 * WIDTH), RUN>(
+                    reinterpret_cast<uint16_t*>(own + t * plan.tile_bytes),
+                    reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), depth, sums, fetched);
                 put(p, sums, row, panel * PANEL, row_scales + t * WIDTH, plan.column_scales(panel), !k);
             }
 }

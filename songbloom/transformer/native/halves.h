@@ -5,10 +5,10 @@
 //
 // * each row of A and each column of B is multiplied by a power of two that takes its largest number to between 4 and 8;
 //   what is 2^-16 of the largest still has all of its bits. A row's result depends on no other row;
-// * sums of halves are short: RUN products one after the other, whose rounding is about 2^-10 of their sum, less than what
-//   rounding the operands to bfloat16 (2^-9 each) has cost before. RUNS of them are added as halves, which rounds three times
-//   more, and only then they are added to floats: widening takes as long as several products. 256 products of less than
-//   64 each cannot overflow.
+// * sums of halves are short: 64 products one after the other at most, whose rounding is about 2^-10 of their sum, less than
+//   what rounding the operands to bfloat16 (2^-9 each) has cost before. Some of these sums are added as halves, which rounds
+//   a few times more, and only then they are added to floats: widening takes as long as several products. 256 products of
+//   less than 64 each cannot overflow.
 
 #pragma once
 
@@ -22,8 +22,7 @@ namespace halves {
 
 constexpr int TILE = 14;    // rows; with two registers of columns each they are 28 sums in registers
 constexpr int PANEL = 64;   // columns
-constexpr int RUN = 64;     // products summed one after the other as halves
-constexpr int RUNS = 4;     // such sums that are added as halves
+constexpr int SUMMED = 256;  // products summed as halves
 constexpr int WIDTH = 16;   // floats of a register
 constexpr int SLACK = WIDTH;
 constexpr int AHEAD = 32;   // of its numbers k a panel's are fetched before they are needed: as the third cache answers
@@ -254,17 +253,6 @@ struct Ahead {
     }
 };
 
-// What is fetched while a tile and a panel are multiplied.
-struct Fetched {
-    Ahead rows;   // that a thread lays next; into the second cache
-    Ahead there;  // what the products are added to or multiplied by; into the first
-
-    void some() {
-        rows.fetch<_MM_HINT_T1>();
-        there.fetch<_MM_HINT_T0>();
-    }
-};
-
 // The rows of a tile as they are multiplied: TILE halves for each k. SLACK numbers behind the end are written too.
 struct TileWriter {
     uint16_t* to;
@@ -286,44 +274,53 @@ struct PanelWriter {
     }
 };
 
-// sums[TILE][PANEL], in floats, become the products of a tile's rows and a panel's columns. Some of `fetched` is, for each
-// RUN products.
-__attribute__((noinline)) inline void multiply(const uint16_t* tile, const uint16_t* panel, int64_t depth, float* sums,
-                                               Fetched& fetched) {
-    alignas(64) uint16_t kept[TILE][2][PANEL / 2];
-    const _Float16* a = reinterpret_cast<const _Float16*>(tile);
-    const _Float16* same = a;
-    asm("" : "+r"(same));  // or one spread register would serve both sides: one instruction more for each row
+// sums[ROWS][SIDES · 32], in floats, become the products of a tile's rows, ROWS for each k, and a panel's columns; RUN
+// of them are summed one after the other as halves. For each RUN fetched.run() is called, for each k fetched.each() with the
+// panel's numbers of it.
+template <int ROWS, int SIDES, int RUN, class Fetched>
+__attribute__((noinline)) void multiply(const uint16_t* tile, const uint16_t* panel, int64_t depth, float* sums, Fetched& fetched) {
+    constexpr int SIDE = 2 * WIDTH, RUNS = SUMMED / RUN;
+    alignas(64) uint16_t kept[ROWS][SIDES][SIDE];
+    const _Float16* a[SIDES];
+    for (int side = 0; side < SIDES; ++side) {
+        a[side] = reinterpret_cast<const _Float16*>(tile);
+        asm("" : "+r"(a[side]));  // or a number would be spread once for all sides: one instruction more for each row
+    }
     for (int64_t begin = 0, runs = 0; begin < depth; begin += RUN, runs = (runs + 1) % RUNS) {
         const int64_t count = depth - begin < RUN ? depth - begin : RUN;
-        fetched.some();
-        __m512h run[TILE][2];
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE; ++r) run[r][0] = run[r][1] = _mm512_setzero_ph();
-        for (int64_t k = 0; k < count; ++k, a += TILE, same += TILE, panel += PANEL) {
-            const __m512h left = _mm512_loadu_ph(panel), right = _mm512_loadu_ph(panel + PANEL / 2);
-            _mm_prefetch(reinterpret_cast<const char*>(panel + AHEAD * PANEL), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(panel + AHEAD * PANEL + PANEL / 2), _MM_HINT_T0);
-#pragma GCC unroll 16
-            for (int r = 0; r < TILE; ++r) {
-                run[r][0] = _mm512_fmadd_ph(_mm512_set1_ph(a[r]), left, run[r][0]);
-                run[r][1] = _mm512_fmadd_ph(_mm512_set1_ph(same[r]), right, run[r][1]);
-            }
+        fetched.run();
+        __m512h run[ROWS][SIDES];
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int side = 0; side < SIDES; ++side) run[r][side] = _mm512_setzero_ph();
+        for (int64_t k = 0; k < count; ++k, panel += SIDES * SIDE) {
+            fetched.each(panel);
+            __m512h columns[SIDES];
+#pragma GCC unroll 2
+            for (int side = 0; side < SIDES; ++side) columns[side] = _mm512_loadu_ph(panel + side * SIDE);
+#pragma GCC unroll 32
+            for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                for (int side = 0; side < SIDES; ++side)
+                    run[r][side] = _mm512_fmadd_ph(_mm512_set1_ph(a[side][r]), columns[side], run[r][side]);
+#pragma GCC unroll 2
+            for (int side = 0; side < SIDES; ++side) a[side] += ROWS;
         }
         const bool widen = runs == RUNS - 1 || begin + RUN >= depth;
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE; ++r)
+#pragma GCC unroll 32
+        for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int side = 0; side < 2; ++side) {
+            for (int side = 0; side < SIDES; ++side) {
                 const __m512h sum = runs ? _mm512_add_ph(run[r][side], _mm512_load_ph(kept[r][side])) : run[r][side];
                 if (!widen) {
                     _mm512_store_ph(kept[r][side], sum);
                     continue;
                 }
-                float* to = sums + r * PANEL + side * PANEL / 2;
+                float* to = sums + (r * SIDES + side) * SIDE;
                 __m512 low = _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256((__m512i)sum));
                 __m512 high = _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)sum, 1));
-                if (begin >= RUN * RUNS) {
+                if (begin >= SUMMED) {
                     low = _mm512_add_ps(low, _mm512_load_ps(to));
                     high = _mm512_add_ps(high, _mm512_load_ps(to + WIDTH));
                 }
