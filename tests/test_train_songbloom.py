@@ -93,6 +93,7 @@ class TestARun:
     def test_it_tells_what_it_does_and_learns(self, trained: Path) -> None:
         said = (trained / "said").read_text(encoding="utf-8")
         assert "0 errors" in said and "guessing costs ln 16 = 2.773" in said and "verdict" not in said
+        assert said.count("encoding songs: 1 of 2\nencoding songs: 2 of 2\n") == 2  # to train on and to test on
         assert "test at step 6" in said and "cache: 0 of 12 were there" in said
         content = latest(trained / "logs", "tiny_songbloom")
         assert content["kind"] == "prior" and content["step"] == 6
@@ -131,6 +132,7 @@ class TestARun:
             done = run(folder, *options, ranks=ranks, what=["nothing", "0"])
             assert done.returncode == 0, done.stderr
             told = json.loads(done.stdout.splitlines()[-1])
+            assert done.stdout.count("encoding songs: 2 of 2\n") == 2
             assert len(set(told["hashes"])) == 1, "ranks differ in some bit"
             contents[ranks] = latest(folder / "logs", f"r{ranks}")
         assert weight_difference(contents[1], contents[2]) < 2e-4

@@ -257,6 +257,7 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, F
             todo[path] = found
         else:
             result[path] = known
+    said = False
     word = time.monotonic()
     with ThreadPoolExecutor(threads) as pool:
         paths = iter(todo)
@@ -279,9 +280,11 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, F
                     del running[future]
                     done += 1
                 if time.monotonic() - word > _WORD_EVERY:
-                    word = time.monotonic()
                     cache.save()
                     print(f"data: {done} of {len(todo)} new files examined", flush=True)
+                    word, said = time.monotonic(), done < len(todo)
+            if said:  # who has read how far it is wants to read that it is done
+                print(f"data: {done} of {len(todo)} new files examined", flush=True)
         finally:
             for future, path in running.items():  # only if interrupted
                 if not future.cancel() and future.done() and not future.exception():

@@ -203,17 +203,22 @@ class Encoder:
         """
         place = distributed.world()
         problem, before = "", list(self.mismatches)
+        told, step = 0, -(-len(songs) // 10)
         try:
             for number, song in enumerate(songs):
                 if number % place.size == place.rank:
                     self.encode(song)
-                    if place.is_main and number and number % max(1, len(songs) // 10) == 0:
-                        say(f"encoding songs: {number} of {len(songs)}")
+                    done = number + place.size  # as other ranks are about as far
+                    if place.is_main and told + step <= done < len(songs):
+                        told = done
+                        say(f"encoding songs: {done} of {len(songs)}")
         except UserError as error:
             problem = str(error)
         problems = [each for each in distributed.gather_objects(problem) if each]
         if problems:
             raise UserError(problems[0])
+        if place.is_main and songs:
+            say(f"encoding songs: {len(songs)} of {len(songs)}")
         self.mismatches = before
         counts = self.cache.counts
         hits, made = counts.hits, counts.made

@@ -151,7 +151,7 @@ class Memory:
                 found[path] = known
             else:
                 missing.append((path, str(path), stamp))
-        said = saved = time.monotonic()
+        begun = said = saved = time.monotonic()
         with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:
             for number, ((path, name, stamp), facts) in enumerate(
                 zip(missing, pool.map(measure, [path for path, *_ in missing]), strict=True), start=1
@@ -161,12 +161,14 @@ class Memory:
                     self._known[name] = [*stamp, asdict(facts)]
                     self._changed = True
                 now = time.monotonic()
-                if progress is not None and now - said > 10:
+                if progress is not None and now - said > 10 and number < len(missing):
                     progress(f"listened to {number} of {len(missing)} files")
                     said = now
                 if now - saved > 30:
                     self.save()
                     saved = now
+        if progress is not None and said > begun:
+            progress(f"listened to {len(missing)} of {len(missing)} files")
         self.save()
         return found
 

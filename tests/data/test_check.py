@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from songbloom.audio.files import write_wav
+from songbloom.data import sound_facts
 from songbloom.data.check import CheckSettings, check_before_training, check_songs
 from songbloom.data.fields import ALIASES, FIELDS
 from songbloom.data.findings import Finding
@@ -341,6 +344,20 @@ def test_what_was_heard_is_remembered_until_the_file_changes(folder: Folder):
     assert check_songs(path, settings=SETTINGS).songs[0].seconds == 4.0
     memory.write_text("damaged")
     assert Memory(memory).look([audio])[audio].seconds == 4.0
+
+
+def test_listening_tells_that_it_is_done(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """If it has told how far it was."""
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for seed, path in enumerate(paths):
+        write_wav(path, sound(seed), RATE)
+    told: list[str] = []
+    Memory(None).look(paths, told.append)
+    assert told == []
+    times = itertools.chain([0.0], itertools.repeat(20.0))
+    monkeypatch.setattr(sound_facts, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    Memory(None).look(paths, told.append)
+    assert told == ["listened to 1 of 3 files", "listened to 3 of 3 files"]
 
 
 def test_many_findings_of_a_kind_are_summed_up(folder: Folder):

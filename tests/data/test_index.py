@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +102,29 @@ def test_the_same_report_is_printed_once(
     assert capsys.readouterr().out.count("data: 3 songs") == 1
     _build(folder)
     assert capsys.readouterr().out == ""
+
+
+def test_who_reads_how_far_it_is_reads_that_it_is_done(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells after the first file; the others wait for that, and are too quick to be told of one by one."""
+    told, asked, real = threading.Event(), itertools.count(1), index_module.examine
+
+    def after_the_first(path: Path) -> Facts:
+        assert path.name == "song0.wav" or told.wait(60)
+        return real(path)
+
+    def seconds() -> float:
+        number = next(asked)
+        if number == 3:  # the line is out
+            told.set()
+        return 0.0 if number == 1 else 1000.0
+
+    monkeypatch.setattr(index_module, "examine", after_the_first)
+    monkeypatch.setattr(index_module, "time", SimpleNamespace(monotonic=seconds))
+    _build(folder)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" new files examined")]
+    assert lines == ["data: 1 of 3 new files examined", "data: 3 of 3 new files examined"]
 
 
 def test_a_missing_file_of_a_manifest_is_dropped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
