@@ -247,6 +247,12 @@ class TestRestoring:
 
 
 class TestMistakes:
+    def test_a_file_that_is_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"README\.md: no checkpoint, but text; give a checkpoint_latest\.pth\.tar"):
+            restore(build("vqvae"), ROOT / "README.md", "vqvae")
+        with pytest.raises(UserError, match=r"is a folder; it should be the file with the weights of tiny_vqvae$"):
+            make_models.find_weights("tiny", levels=[], checkpoints={"tiny_vqvae": str(tmp_path)})
+
     def test_every_setting_that_differs_is_named(self, tmp_path: Path) -> None:
         path = str(tmp_path / "x.pth.tar")
         save(build("vqvae"), path, "vqvae", settings("vqvae"))

@@ -9,6 +9,7 @@ were, and a ``.partial`` file that the next start removes.
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 import re
@@ -45,7 +46,12 @@ KEYS = (
     "version",
     "argv",
 )
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # what torch would not make, in its message
 _STEP_FILE = re.compile(r"checkpoint_step_(\d+)" + re.escape(SUFFIX))
+
+
+class NotACheckpoint(UserError):
+    """A file that is something else."""
 
 
 def plain(value: Any, where: str = "content") -> Any:
@@ -104,16 +110,21 @@ def open_file(path: Path | str, *, verify: bool = True) -> Stored:
 def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = False) -> Stored:
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: {'is a folder, no' if path.is_dir() else 'no such'} checkpoint file")
     try:
         is_zip = zipfile.is_zipfile(path)
         if verify and is_zip:
             _verify(path)
+        other = _what_else(path, is_zip)
+        if other:
+            raise NotACheckpoint(f"{path}: no checkpoint, but {other}")
         if streams and not is_zip and is_stream(path):
             stored = open_stream(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             stored = Stored(content, mapped=mmap and is_zip)
+    except NotACheckpoint:
+        raise
     except pickle.UnpicklingError as error:
         found = _weights_among_objects(path, mmap) if zipfile.is_zipfile(path) else None
         if found is None:
@@ -145,9 +156,29 @@ def _weights_among_objects(path: Path, mmap: bool) -> Stored | None:
     return Stored({"state_dict": dict(state)}, mapped=mmap) if state else None
 
 
+def _what_else(path: Path, is_zip: bool) -> str:
+    """What a file is that does not even begin as a checkpoint does; empty for one that may be one."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+        return "a TorchScript program" if "constants.pkl" in names else "" if "data.pkl" in names else "a zip archive"
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"PK") or is_stream(path):  # an archive that was cut short is no archive to those who read it
+        return ""
+    try:
+        text = b"\0" not in head and codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        text = ""
+    return "text" if text else "other data" if head else "an empty file"
+
+
 def _first_line(error: BaseException) -> str:
     """What an error says, for people; its kind where it says nothing in words."""
-    lines = (line for line in str(error).splitlines() if any(map(str.isalpha, line)))
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch's advice comes before that
+    if unknown := _GLOBAL.search(said):
+        return f"it holds objects of another program: {unknown[1]}"
+    lines = (line for line in said.splitlines() if any(map(str.isalpha, line)))
     return next(lines, f"{type(error).__name__} while it was read")[:120]
 
 

@@ -36,6 +36,7 @@ _TRANSLATORS: dict[str, Any] = {
     "vae": published_vae,
     "songbloom": published_songbloom,  # the same kind, "prior"; another family
 }
+WEIGHTS = f"give a {checkpoint.LATEST} that training wrote, or published weights"
 # Besides tensors and plain values, files of the Jukebox release and of those who trained with it may hold its dict of
 # hyperparameters (read as a plain dict) and numpy numbers. None of these runs code when it is read.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
@@ -166,6 +167,9 @@ def open_content(path: Path, verify: bool = True) -> Stored:
             downloads.look_over(path)
         with torch.serialization.safe_globals(_HARMLESS):
             return checkpoint.open_file(path, verify=verify and not downloads.was_checked(path))
+    except checkpoint.NotACheckpoint as error:
+        what = "delete the file to download it again" if path.is_relative_to(downloads.cache_folder()) else WEIGHTS
+        raise UserError(f"{error}; {what}") from error
     except UserError as error:
         downloaded = path.is_relative_to(downloads.cache_folder()) and "delete the file" not in str(error)
         raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,14 @@ def flip(path: Path, where: float) -> None:
     data = bytearray(path.read_bytes())
     data[int(len(data) * where)] ^= 0xFF
     path.write_bytes(data)
+
+
+def zipped(files: dict[str, str]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return made.getvalue()
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -91,9 +102,36 @@ def test_a_cut_file_is_noticed(tmp_path: Path, share: float) -> None:
         checkpoint.load(path)
 
 
+OTHERS = {
+    "text": "# 歌\n".encode() * 1500,  # cut within a letter, too, where it is looked at
+    "a zip archive": zipped({"x/a.txt": "hello"}),
+    "a TorchScript program": zipped({"x/data.pkl": "", "x/constants.pkl": ""}),
+    "other data": b"RIFF" + bytes(range(256)) * 20,
+    "an empty file": b"",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.open_file])
+def test_a_file_that_is_something_else(tmp_path: Path, what: str, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(OTHERS[what])
+    with pytest.raises(checkpoint.NotACheckpoint, match=f"x: no checkpoint, but {what}$"):
+        read(path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_objects_of_other_programs_are_named(tmp_path: Path, is_zip: bool) -> None:
+    torch.save({"where": tmp_path}, tmp_path / "x", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(UserError, match=r"read safely \(it holds objects of another program: pathlib\.PosixPath\)$"):
+        checkpoint.load(tmp_path / "x")
+
+
 def test_missing_newer_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint file"):
         checkpoint.load(tmp_path / "x.pth.tar")
+    with pytest.raises(UserError, match="is a folder"):
+        checkpoint.load(tmp_path)
     torch.save({"format": 2}, tmp_path / "new.pth.tar")
     with pytest.raises(UserError, match="newer version"):
         checkpoint.load(tmp_path / "new.pth.tar")
