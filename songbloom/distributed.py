@@ -315,8 +315,9 @@ def run(main: Callable[[], int | None], *, interrupted: str = "interrupted") -> 
     """Run a program on all ranks and end all of them together.
 
     The exit status is what ``main`` returns (None counts as 0); 2 with one printed line after a
-    :class:`~songbloom.errors.UserError`; 1 with a traceback after any other exception; 130 after Ctrl-C. Whatever ends
-    one rank ends all, and the first error is printed once.
+    :class:`~songbloom.errors.UserError`; 1 with a traceback after any other exception; 130 after Ctrl-C; 141, in
+    silence, when nobody reads any more what one process prints (``| head``). Whatever ends one rank ends all, and the
+    first error is printed once.
 
     Args:
         main: the program.
@@ -345,6 +346,8 @@ def run(main: Callable[[], int | None], *, interrupted: str = "interrupted") -> 
         if status:
             status = _fail(status, "")
     except BaseException as error:  # the end of the program: whatever it was, all ranks must hear of it
+        if _unread(error):
+            _end(141)  # as a program that the system ends for it
         if world().size > 1 and any(word in str(error).lower() for word in _CONNECTION_WORDS):
             time.sleep(1.5)  # most likely another rank broke first: let its error be the one that is printed
         where = f"rank {world().rank} of {world().size}: " if world().size > 1 else ""
@@ -352,6 +355,18 @@ def run(main: Callable[[], int | None], *, interrupted: str = "interrupted") -> 
     if _lifeline is not None and status == 0:
         _lifeline.farewell()
     _end(status)
+
+
+def _unread(error: BaseException) -> bool:
+    """Whether what one process prints is not read any more; then what else it prints goes nowhere."""
+    if not isinstance(error, BrokenPipeError) or world().size > 1 or not hasattr(select, "poll"):
+        return False
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in asked.poll(0)):
+        return False  # another pipe, such as one to a worker
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(status: int, text: str) -> int:

@@ -58,6 +58,8 @@ def main():
             raise UserError("a mistake of one: mend it")
         if what == "exception":
             raise ValueError("this is the first error")
+        if what == "pipe":
+            raise BrokenPipeError("of a worker")
         if what in ("SIGTERM", "SIGKILL"):
             os.kill(os.getpid(), getattr(signal, what))
         if what == "exit":
@@ -133,6 +135,19 @@ def test_a_single_process_needs_no_launcher(program: Path) -> None:
     done, _ = launch([sys.executable], program, "peace")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [1, 1.0, [[0, 0]], True, "from 0"]
+
+
+def test_a_reader_who_has_read_enough_is_no_error(program: Path) -> None:
+    """As of ``| head``; a worker's pipe that breaks is one."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(program), "peace", "0"]
+    with os.fdopen(writing, "w") as nowhere:
+        done = subprocess.run(words, stdout=nowhere, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+    done, _ = launch([sys.executable], program, "pipe")
+    assert done.returncode == 1 and "BrokenPipeError: of a worker" in done.stderr
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
