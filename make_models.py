@@ -7,7 +7,8 @@ line to :data:`MODELS`: codec first, then the priors from level 0 (the finest) u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,55 @@ __all__ = [
 CODEBOOK = "sketch_codebook.pt"  # what training a sketch codebook leaves in its folder
 # These decide no shape, but which words are meant.
 _OF_LYRICS = ("lyrics_english", "lyrics_reading", "seconds_per_tag", "language")
+
+
+USAGE = f"""usage: python make_models.py
+
+Lists the models that --model of sample.py, align.py and evaluate.py names: where their weights are, and their parts. It
+takes no options.
+
+To add one of your own:
+  1. in hparams.py name a set of hyperparameters for each part: HPARAMS_REGISTRY["my_prior"] = Hyperparams(…);
+  2. in MODELS of this file name the model by them: "mine": ("my_vqvae", "my_upsampler", "my_prior"), first the codec,
+     then the priors from level 0 (the finest) up; of the SongBloom family the VAE, the sketch codebook and the prior.
+Train each part under its set's name (python train.py --hps=… --name=my_prior …): its weights are then found in
+logs/my_prior/{checkpoint.LATEST}."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tell what can be done with this file, or which models there are."""
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE)
+        return 0
+    if arguments:
+        print(
+            f"error: python make_models.py takes no options, and was given {arguments[0]!r}; see --help",
+            file=sys.stderr,
+        )
+        return 2
+    print(models_text())
+    return 0
+
+
+def models_text() -> str:
+    """A line a model: its name, family, where its weights are, and its parts."""
+    rows = [("model", "family", "weights", "parts")]
+    rows += [(name, family_of(name), where_weights_are(name), ", ".join(parts)) for name, parts in MODELS.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(word.ljust(width) for word, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    told = "Published weights come when they are first used; others come from training (logs/SET). --help tells more."
+    return "\n".join([*lines, "", told])
+
+
+def where_weights_are(model: str) -> str:
+    """``"here"``, ``"published"`` (they would be downloaded), or ``"not yet"`` if one that is needed is missing."""
+    try:
+        found = find_weights(model, download=False).values()
+    except UserError:
+        return "not yet"
+    return "here" if all(path.is_file() for path in found) else "published"
 
 
 def family_of(model: str) -> str:
@@ -443,3 +493,7 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
     for key in (LABEL_IDS, LYRIC_SYMBOLS, SKETCH_DIGEST):
         if key in saved:
             values[key] = saved[key]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

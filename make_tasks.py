@@ -209,3 +209,9 @@ def songs_of_model(hps: Hyperparams, device: torch.device) -> tuple[Iterator[Sun
     told = [told[number % len(told)] for number in range(hps.recover_songs)]
     settings = varied(usual_generation(hps.recover_from, own, FRAME_RATE), hps.recover_seconds, hps.recover_steps)
     return written_songs(prior, codec, settings, told, seed=hps.seed), config.l_bins
+
+
+if __name__ == "__main__":
+    print(
+        "make_tasks.py is no command: train.py reads it. See python train.py --help, and python make_models.py --help."
+    )

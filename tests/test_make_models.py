@@ -22,6 +22,7 @@ from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
+from tests import programs
 
 ROOT = Path(__file__).parent.parent
 COUNTS = json.loads((ROOT / "tests" / "manifest" / "jukebox_small_param_counts.json").read_text())
@@ -244,6 +245,38 @@ class TestRestoring:
         with pytest.raises(UserError, match="not a checkpoint that can be read safely"):
             restore(build("vqvae"), tmp_path / "x.pth.tar", "vqvae")
         assert not (tmp_path / "ran").exists()
+
+
+class TestTheCommand:
+    def test_models_are_listed(self, tmp_path: Path) -> None:
+        save(build("vqvae"), tmp_path / "logs/tiny_vqvae" / checkpoint.LATEST, "vqvae", settings("vqvae"))
+        for told in ("not yet", "here"):
+            done = programs.run(tmp_path, str(ROOT / "make_models.py"))
+            assert done.returncode == 0 and not done.stderr
+            head, *rows = (line.split("  ") for line in done.stdout.partition("\n\n")[0].splitlines())
+            rows = [[word.strip() for word in row if word] for row in rows]
+            assert [row[0] for row in rows] == list(MODELS) and "weights" in " ".join(head)
+            listed = {name: (family, weights, tuple(parts.split(", "))) for name, family, weights, parts in rows}
+            assert listed["tiny"] == ("jukebox", told, MODELS["tiny"])
+            assert listed["songbloom_150s"] == ("songbloom", "published", MODELS["songbloom_150s"])
+            for part in ("prior", "upsampler"):
+                path = tmp_path / "logs" / f"tiny_{part}" / checkpoint.LATEST
+                save(build(part), path, "prior", settings(part))
+
+    @pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), (["--x", "-h"], 0), (["--hepl"], 2)])
+    def test_help(self, words: list[str], status: int, tmp_path: Path) -> None:
+        done = programs.run(tmp_path, str(ROOT / "make_models.py"), *words)
+        told, other = (done.stdout, done.stderr)[:: -1 if status else 1]
+        assert done.returncode == status and not other
+        if status:
+            assert told.count("\n") == 1 and "'--hepl'" in told and "--help" in told
+        else:
+            assert told.startswith("usage: python make_models.py\n")
+            assert "HPARAMS_REGISTRY" in told and "MODELS" in told and f"logs/my_prior/{checkpoint.LATEST}" in told
+
+    def test_tasks_are_no_command(self, tmp_path: Path) -> None:
+        done = programs.run(tmp_path, str(ROOT / "make_tasks.py"), "--help")
+        assert done.returncode == 0 and not done.stderr and "python train.py --help" in done.stdout
 
 
 class TestMistakes:
