@@ -23,6 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_dir={"": "."},  # so that an editable installation is this folder on the path, and nothing to be warned of
     packages=find_packages(include=["songbloom", "songbloom.*"]),
     py_modules=["hparams", "make_models", "make_tasks", "train", "sample", "align", "evaluate"],
     package_data={
