@@ -310,30 +310,28 @@ class Attention(nn.Module):
         """Whether keys and values come from an encoder."""
         return self.function == A.ENCODER_DECODER
 
-    def project(
-        self, x: torch.Tensor, encoder_kv: torch.Tensor | None, dtype: torch.dtype | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values, each ``[N, positions, S]``, in x's dtype unless another is asked for."""
+    def project(self, x: torch.Tensor, encoder_kv: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, each ``[N, positions, S]``, in x's dtype."""
         if self.crosses:
             assert encoder_kv is not None
-            return self.query(x, dtype), *self.key_value(encoder_kv.to(x.dtype), dtype).chunk(2, dim=-1)
-        return self.query_key_value(x, dtype).chunk(3, dim=-1)
+            return self.query(x), *self.key_value(encoder_kv.to(x.dtype)).chunk(2, dim=-1)
+        return self.query_key_value(x).chunk(3, dim=-1)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         dropout = self.attn_dropout if self.training else 0.0
         return attend(self.function, query, key, value, self.geometry, dropout)
 
     def _whole(self, x: torch.Tensor, encoder_kv: torch.Tensor | None) -> torch.Tensor:
-        # Where attention computes in float32 anyhow, its inputs come so, and need not be cast.
-        wide = torch.float32 if halves.usable(x.dtype, x.device) else None
-        query, key, value = self.project(x, encoder_kv, wide)
+        query, key, value = self.project(x, encoder_kv)
         if self.record:
-            self.recorded = attention_weights(self.function, query, key, self.geometry, training=self.training)
+            # Such a CPU multiplies these in float32 faster than in bfloat16.
+            q, k = (query.float(), key.float()) if halves.usable(x.dtype, x.device) else (query, key)
+            self.recorded = attention_weights(self.function, q, k, self.geometry, training=self.training)
         if self.training and self.recompute in (1, 2):
             y = recomputed(self._attend, query, key, value, random=self.attn_dropout > 0)
         else:
             y = self._attend(query, key, value)
-        y = self.output(y, x.dtype)
+        y = self.output(y)
         return F.dropout(y, self.resid_dropout, self.training) if self.resid_dropout else y
 
     def forward(self, x: torch.Tensor, encoder_kv: torch.Tensor | None = None) -> torch.Tensor:

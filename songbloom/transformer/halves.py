@@ -6,7 +6,7 @@ power of two so that none overflows, and are summed in float32 (songbloom/transf
 nearer to those of float32 than those of bfloat16 products are, as float16 has three bits more; weights in float32 are
 read as they are.
 
-Everywhere else, for few rows and without gradients :func:`linear` is torch's.
+Everywhere else, for few rows and without gradients :func:`linear` and :func:`attention` are torch's.
 """
 
 from __future__ import annotations
@@ -49,6 +49,25 @@ class _Norm(ctypes.Structure):
     )
 
 
+class _Positions(ctypes.Structure):
+    """``struct Positions`` of half_attention.h."""
+
+    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("outer", "head", "position")))
+
+
+class _Attention(ctypes.Structure):
+    """``struct Attention`` of half_attention.h."""
+
+    _fields_ = (
+        *((name, _Positions) for name in ("query", "key", "value", "result")),
+        *((f"{name}_grad", _Positions) for name in ("result", "query", "key", "value")),
+        *((name, ctypes.c_void_p) for name in ("logs", "scratch")),
+        *((name, ctypes.c_int64) for name in ("outer", "heads", "queries", "keys", "width")),
+        *((name, ctypes.c_int32) for name in ("kind", "causal", "threads")),
+        ("rate", ctypes.c_float),
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     features = loader.cpu_features().split()
@@ -57,7 +76,8 @@ def _library() -> ctypes.CDLL | None:
     library = loader.library("halves")
     if library is None or not library.halves_here():
         return None
-    assert [library.halves_size(which) for which in (0, 1)] == [ctypes.sizeof(part) for part in (_Product, _Norm)]
+    parts = (_Product, _Norm, _Attention)
+    assert [library.halves_size(which) for which in range(len(parts))] == [ctypes.sizeof(part) for part in parts]
     return library
 
 
@@ -298,6 +318,85 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     return _LayerNorm.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps).view(x.shape)
 
 
+class _SoftmaxAttention(torch.autograd.Function):
+    """Softmax attention of ``[N, heads, m, d]`` to ``[N, heads, l, d]``, all of one dtype, in half precision."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        causal: bool,
+    ) -> torch.Tensor:
+        found, logs = torch.empty_like(query), torch.empty(query.shape[:-1])
+        _attend((query, key, value, found), (), logs, causal)
+        ctx.save_for_backward(query, key, value, found, logs)
+        ctx.causal = causal  # type: ignore[attr-defined]
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *inputs, found, logs = ctx.saved_tensors  # type: ignore[attr-defined]
+        given = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
+        made = [torch.empty_like(each) for each in inputs]
+        _attend((*inputs, found), (given, *made), logs, ctx.causal)  # type: ignore[attr-defined]
+        return *made, None
+
+
+def _attend(
+    forward: tuple[torch.Tensor, ...], backward: tuple[torch.Tensor, ...], logs: torch.Tensor, causal: bool
+) -> None:
+    """One direction of attention: the backward one where there are gradients."""
+    library, query, key = _library(), forward[0], forward[1]
+    assert library is not None
+    none = (_Positions(),) * (4 - len(backward))
+    parts = (*(_Positions(each.data_ptr(), *each.stride()[:3]) for each in (*forward, *backward)), *none)
+    shape = (*query.shape[:3], key.shape[2], query.shape[3])
+    rate = query.shape[3] ** -0.5
+    step = _Attention(*parts, logs.data_ptr(), None, *shape, KINDS[query.dtype], causal, torch.get_num_threads(), rate)
+    address = ctypes.byref(step)
+    step.scratch = _scratch(library.halves_attention_scratch(address, bool(backward))).data_ptr()
+    library.halves_attention(address, bool(backward))
+
+
+def softmax_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False
+) -> torch.Tensor:
+    """Softmax attention in half precision, with softmax and sums in float32; each head of each item by itself, so that
+    what one gets depends on no other.
+
+    Args:
+        query: ``[N, heads, m, d]``, float32, bfloat16 or float16.
+        key, value: ``[N, heads, l, d]`` of the same dtype.
+        causal: whether query i sees keys up to i only.
+
+    Returns:
+        ``[N, heads, m, d]`` of that dtype, laid out as the query is.
+
+    Raises:
+        RuntimeError: this machine cannot (:func:`available`).
+        ValueError: the shapes or dtypes do not go together.
+    """
+    if not available():
+        raise RuntimeError("this processor does not multiply halves, or there is no compiler")
+    if (
+        query.ndim != 4
+        or key.shape != value.shape
+        or (*key.shape[:2], key.shape[3:]) != (*query.shape[:2], query.shape[3:])
+    ):
+        raise ValueError(f"{list(query.shape)} does not attend to {list(key.shape)} and {list(value.shape)}")
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in KINDS:
+        raise ValueError(f"attention of {query.dtype} to {key.dtype} and {value.dtype}")
+    if any(each.device.type != "cpu" for each in (query, key, value)):
+        raise ValueError("halves are multiplied on a CPU, where all that is given must be")
+    if not query.numel() or not key.numel():
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
+    return _SoftmaxAttention.apply(query, key, value, causal)
+
+
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -307,8 +406,8 @@ def attention(
     dropout: float = 0.0,
     causal: bool = False,
 ) -> torch.Tensor:
-    """torch's ``scaled_dot_product_attention``, in float32 where :func:`usable`: such a CPU multiplies the small
-    matrices of bfloat16 slowest of all.
+    """torch's ``scaled_dot_product_attention``, but where :func:`usable`: such a CPU multiplies the small matrices of
+    bfloat16 slowest of all. There it is :func:`softmax_attention` in training, and else torch's in float32.
 
     Args:
         query: ``[.., m, d]``; key and value ``[.., l, d]``.
@@ -318,6 +417,10 @@ def attention(
     """
     dtype = query.dtype
     if usable(dtype, query.device):
+        plain = mask is None and not dropout and query.ndim == 4 and torch.is_grad_enabled()
+        heads = query.shape[:2].numel()  # each is for one thread
+        if plain and heads >= torch.get_num_threads() and query.numel() * key.shape[-2] >= FEWEST:
+            return softmax_attention(query, key, value, causal=causal)
         query, key, value = query.float(), key.float(), value.float()
     found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return found.to(dtype)

@@ -260,14 +260,130 @@ def test_a_matrix_unit_is_preferred(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_torchs_and_nearer_to_float32s(causal) -> None:
+def test_attention_without_gradients_is_torchs_of_float32(causal) -> None:
     generator = torch.Generator().manual_seed(23)
     query, key, value = (torch.randn(2, 3, 50, 16, generator=generator).bfloat16() for _ in range(3))
     right = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), is_causal=causal)
-    found = halves.attention(query, key, value, causal=causal)
+    with torch.no_grad():
+        found = halves.attention(query, key, value, causal=causal)
     assert found.dtype == torch.bfloat16 and error(found, right) < (2e-3 if halves.available() else 1e-2)
     wide = [x.float() for x in (query, key, value)]
     assert torch.equal(halves.attention(*wide, causal=causal), F.scaled_dot_product_attention(*wide, is_causal=causal))
+
+
+def attended(function, inputs, gradient, dtype) -> list[torch.Tensor]:
+    """What comes of queries, keys and values in a dtype, and the three gradients."""
+    given = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    found = function(*given)
+    found.backward(gradient.to(dtype))
+    return [found.detach(), *(x.grad for x in given)]
+
+
+ATTENTIONS = {  # N, heads, queries, keys, width
+    "one": (1, 1, 1, 1, 1),
+    "few": (1, 2, 5, 5, 8),
+    "tiles and a row": (1, 2, 29, 29, 64),
+    "more keys": (2, 3, 100, 130, 64),
+    "fewer keys": (1, 2, 64, 30, 16),
+    "keys beyond a reach": (1, 2, 600, 600, 24),
+    "odd and wide": (1, 1, 150, 150, 200),
+}
+
+
+@needs_halves
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shape", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharp", [False, True])
+def test_softmax_attention_and_its_gradients(shape, causal, dtype, sharp) -> None:
+    items, heads, queries, keys, width = ATTENTIONS[shape]
+    generator = torch.Generator().manual_seed(24)
+    # As projections give them: positions of all heads together, slices of something longer.
+    query, key, value = (
+        torch.randn(items, n, 3 * heads * width, generator=generator)[..., : heads * width]
+        .to(dtype)
+        .unflatten(-1, (heads, width))
+        .transpose(1, 2)
+        for n in (queries, keys, keys)
+    )
+    if sharp:
+        query[..., : queries // 2, :] *= 6  # some attend to few keys only
+    gradient = torch.randn(items, heads, queries, width, generator=generator) * 1e-4
+    gradient[..., ::3, :] *= 1e-3
+    inputs, gradient = (query, key, value), gradient.to(dtype)
+    right = attended(lambda *x: F.scaled_dot_product_attention(*x, is_causal=causal), inputs, gradient, torch.float64)
+    found = attended(lambda *x: halves.softmax_attention(*x, causal=causal), inputs, gradient, dtype)
+    bfloat16 = attended(
+        lambda *x: F.scaled_dot_product_attention(*x, is_causal=causal), inputs, gradient, torch.bfloat16
+    )
+    for ours, wanted, torchs in zip(found, right, bfloat16, strict=True):
+        assert ours.dtype == dtype and ours.shape == wanted.shape
+        if shape == "one":  # scores of a single key have no gradient, but for rounding
+            assert (ours - wanted).norm() <= 4e-3 * wanted.norm() + 1e-10
+        elif dtype == torch.float32:
+            assert error(ours, wanted) < min(1.1 * error(torchs, wanted), 1.5e-2 if sharp else 4e-3)
+        else:
+            assert error(ours, wanted) < (1.5e-2 if sharp else 5e-3)
+
+
+@needs_halves
+def test_a_heads_attention_depends_on_no_other() -> None:
+    query, key, value = (draw(4 * 3 * 40, 16, seed, torch.bfloat16, False).view(4, 3, 40, 16) for seed in (25, 26, 27))
+    gradient = draw(4 * 3 * 40, 16, 28, torch.bfloat16, False).view(4, 3, 40, 16)
+    query[1], key[2], value[3, 1] = query[1] * 1e4, key[2] * 1e4, float("nan")
+    before = torch.get_num_threads()
+
+    def run(*at: slice) -> list[torch.Tensor]:
+        parts = [x[at] for x in (query, key, value)]
+        return attended(lambda *x: halves.softmax_attention(*x, causal=True), parts, gradient[at], torch.bfloat16)
+
+    try:
+        together = run()
+        torch.set_num_threads(3)
+        for at in ((slice(0, 1), slice(0, 1)), (slice(1, 3), slice(1, 3)), (slice(3, 4), slice(2, 3))):
+            for alone, all_of_them in zip(run(*at), together, strict=True):
+                assert torch.equal(alone, all_of_them[at])
+    finally:
+        torch.set_num_threads(before)
+    assert together[0][3, 1].isnan().all() and not together[0][3, 0].isnan().any()
+
+
+@needs_halves
+def test_training_attends_in_halves_where_there_is_a_head_for_each_thread(monkeypatch) -> None:
+    monkeypatch.setattr(halves, "FEWEST", 1)
+    query, key, value = (draw(2 * 50, 16, seed, torch.bfloat16, False).view(1, 2, 50, 16) for seed in (29, 30, 31))
+    mask = torch.ones(50, 50, dtype=torch.bool)
+    before = torch.get_num_threads()
+
+    def made_of(**how) -> str:
+        given = query.clone().requires_grad_()
+        return halves.attention(given, key, value, **how).grad_fn.name()
+
+    try:
+        torch.set_num_threads(2)
+        assert "SoftmaxAttention" in made_of() and "SoftmaxAttention" in made_of(causal=True)
+        assert "SoftmaxAttention" not in made_of(mask=mask) and "SoftmaxAttention" not in made_of(dropout=0.1)
+        torch.set_num_threads(3)
+        assert "SoftmaxAttention" not in made_of()
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_halves
+def test_attention_that_does_not_go_together_is_refused() -> None:
+    x = torch.zeros(1, 2, 5, 8)
+    for key, value in ((x[:, :1], x[:, :1]), (x, x[:, :, :4]), (x[..., :4], x[..., :4])):
+        with pytest.raises(ValueError, match="does not attend to"):
+            halves.softmax_attention(x, key, value)
+    with pytest.raises(ValueError, match=r"attention of torch\.float32 to torch\.bfloat16"):
+        halves.softmax_attention(x, x.bfloat16(), x)
+    with pytest.raises(ValueError, match="on a CPU"):
+        halves.softmax_attention(*[x.to("meta")] * 3)
+    assert halves.softmax_attention(x[:, :, :0], x, x).shape == (1, 2, 0, 8)
+    given = torch.ones(1, 1, 5, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(halves.softmax_attention(given, given, given).sum(), given, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        first.sum().backward()
 
 
 @needs_halves

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "half_attention.h"
 #include "threads.h"
 
 extern "C" {
@@ -41,7 +42,10 @@ struct Norm {
     float eps;
 };
 
-int64_t halves_size(int which) { return which ? sizeof(Norm) : sizeof(Product); }
+int64_t halves_size(int which) {
+    const int64_t sizes[] = {sizeof(Product), sizeof(Norm), sizeof(Attention)};
+    return sizes[which];
+}
 }
 
 #ifdef __AVX512FP16__
@@ -138,15 +142,11 @@ void lay_panel(const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
     const Lines lines = plan.right.part(begin, count, k, depth);
     alignas(LINE) int32_t most[PANEL] = {};
     if (lines.along_k)
-        for (int64_t i = 0; i < count; ++i) most[i] = largest_of_line(lines, i);
+        largest(lines, most);
     else
         for (int64_t i = 0; i < count; i += WIDTH) _mm512_store_si512(most + i, plan.right_most.of(begin + i, depth));
-    PanelWriter writer{reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), {}};
-    for (int64_t g = 0; g < PANEL / WIDTH; ++g) {
-        writer.scales[g] = scales_for(_mm512_load_si512(most + g * WIDTH));
-        _mm512_store_ps(plan.column_scales(panel) + g * WIDTH, inverse(writer.scales[g]));
-    }
-    spread<PANEL / WIDTH>(lines, writer);
+    halves::lay_panel(lines, most, reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes),
+                      plan.column_scales(panel));
 }
 
 // `count` tiles, one behind the other, TOGETHER at most, and what each one's sums have to be multiplied by.
@@ -336,6 +336,26 @@ void halves_norm(const Norm* norm, int backward) {
     }
 }
 
+int64_t halves_attention_scratch(const Attention* a, int backward) {
+    return a->threads * AttentionScratch(*a, nullptr, backward).bytes + LINE;
+}
+
+void halves_attention(const Attention* attention, int backward) {
+    const Attention& a = *attention;
+    char* scratch = reinterpret_cast<char*>(rounded(reinterpret_cast<int64_t>(a.scratch), LINE));
+#pragma omp parallel num_threads(a.threads)
+    {
+        const Flushed flushed;
+        const int64_t bytes = AttentionScratch(a, nullptr, backward).bytes;
+        const AttentionScratch own(a, scratch + thread() * bytes, backward);
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < a.outer * a.heads; ++unit) {
+            Head head(a, own, unit);
+            backward ? head.backward() : head.forward();
+        }
+    }
+}
+
 }  // extern "C"
 
 #else
@@ -345,6 +365,8 @@ int halves_here(void) { return 0; }
 int64_t halves_scratch(const Product*) { return -1; }
 void halves_multiply(const Product*) {}
 void halves_norm(const Norm*, int) {}
+int64_t halves_attention_scratch(const Attention*, int) { return -1; }
+void halves_attention(const Attention*, int) {}
 }
 
 #endif

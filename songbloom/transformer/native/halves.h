@@ -212,6 +212,12 @@ inline void largest_of_lines(const Lines& lines, int32_t* most) {
     }
 }
 
+// Of any lines; there is room for whole registers of 16 bits behind them.
+inline void largest(const Lines& lines, int32_t* most) {
+    if (!lines.along_k) return largest_of_lines(lines, most);
+    for (int64_t i = 0; i < lines.count; ++i) most[i] = largest_of_line(lines, i);
+}
+
 // write(k, group, 16 lines' numbers) for all groups of 16 lines, GROUPS at most.
 template <int GROUPS, class Writer>
 void spread(const Lines& lines, Writer& write) {
@@ -273,6 +279,17 @@ struct PanelWriter {
                             (__m256i)_mm512_cvtxps_ph(_mm512_mul_ps(x, scales[group])));
     }
 };
+
+// Lines, PANEL at most, whose largest magnitudes are known (zeros for those that are not there) as a panel; and what sums of
+// each have to be multiplied by.
+inline void lay_panel(const Lines& lines, const int32_t* most, uint16_t* to, float* scales) {
+    PanelWriter writer{to, {}};
+    for (int g = 0; g < PANEL / WIDTH; ++g) {
+        writer.scales[g] = scales_for(_mm512_loadu_si512(most + g * WIDTH));
+        _mm512_storeu_ps(scales + g * WIDTH, inverse(writer.scales[g]));
+    }
+    spread<PANEL / WIDTH>(lines, writer);
+}
 
 // sums[ROWS][SIDES · 32], in floats, become the products of a tile's rows, ROWS for each k, and a panel's columns; RUN
 // of them are summed one after the other as halves. For each RUN fetched.run() is called, for each k fetched.each() with the

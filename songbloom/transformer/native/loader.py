@@ -57,6 +57,8 @@ FUNCTIONS: dict[str, dict[str, tuple[list[Any], Any]]] = {
         "halves_scratch": ([_ADDRESS], _LONG),
         "halves_multiply": ([_ADDRESS], None),
         "halves_norm": ([_ADDRESS, ctypes.c_int], None),
+        "halves_attention_scratch": ([_ADDRESS, ctypes.c_int], _LONG),
+        "halves_attention": ([_ADDRESS, ctypes.c_int], None),
     },
 }
 # What is missed without each, for the line that says so.
