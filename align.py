@@ -221,7 +221,13 @@ def find(options: Hyperparams) -> list[HeadScore]:
     say(f"{len(wanted)} heads on {len(songs)} songs ({length:.0f} s), {timed} with times of their words")
     hop = max(1, int((options.hop_fraction or 0.25) * prior.n_ctx))
     how: dict[str, Any] = {"sample_rate": rate, "hop": hop, "precision": options.precision or "fp32"}
-    ranked = heads.rank(prior, model.labeller, songs, **how, device=world().device, on_song=lambda song: say(song.name))
+    done = itertools.count(1)
+
+    def measured(song: Song) -> None:
+        say(f"measured on song {next(done)} of {len(songs)}: {song.name}")
+
+    ranked = heads.rank(prior, model.labeller, songs, **how, device=world().device, on_song=measured)
+    say("the best heads first (docs/alignment.md tells what the columns mean):")
     say(table(ranked[: options.show]))
     best = ranked[0]
     found = {
@@ -234,7 +240,7 @@ def find(options: Hyperparams) -> list[HeadScore]:
     choice = Choice(best.layer, best.head, round(best.shift, 4), fingerprint(model.weights), found)
     if world().is_main:
         written = heads.write_choice(model.weights, choice)
-        say(f"layer {best.layer}, head {best.head}: written to {' and '.join(map(str, written))}")
+        say(f"the best, layer {best.layer}, head {best.head}, is written to {' and '.join(map(str, written))}")
         if best.right is not None and best.right < FOLLOWS:
             say(
                 "note: no head follows the words yet, so the times that it gives mean little; train longer, or with "

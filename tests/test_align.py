@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -102,6 +103,9 @@ def test_the_program_finds_and_aligns(place: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "song_1.wav: has no lyrics, left out" in found.stdout
     assert "on 2 songs (4 s), 1 with times of their words" in found.stdout
+    measured = re.findall(r"^measured on song (\d of 2): .*/(song_\d)\.wav$", found.stdout, re.MULTILINE)
+    assert measured == [("1 of 2", "song_0"), ("2 of 2", "song_2")]
+    assert "\nthe best heads first (docs/alignment.md" in found.stdout
     table = found.stdout.partition("layer  head")[2].splitlines()[1:]
     rows = [line.split()[:2] for line in table if line.split()[0].isdigit()]
     assert 1 <= len(rows) <= 3
