@@ -167,7 +167,11 @@ class LanguageModel(nn.Module):
             else:
                 query, key, value = layer.queries_keys_values(x, table)
             if index + 1 < self.config.prior_depth:  # nobody asks for the output of the last layer
-                attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)[:, :, zeros:]
+                if half:
+                    attended = halves.softmax_attention(query, key, value, causal=True)
+                else:
+                    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+                attended = attended[:, :, zeros:]
                 x = layer.finish_fast(x, attended, half=half) if fast else layer.finish(x, attended)
             # Steps read keys channel by channel and values position by position; copies let the projection go.
             keys.append(key[0].to(dtype).transpose(-1, -2).contiguous().transpose(-1, -2))
