@@ -226,7 +226,8 @@ class Levels:
         beside = Path(gather_objects(str(run.begin_level(level)) if self.place.is_main else "")[0])
         codec, hop = job.vqvae, job.vqvae.hop_lengths[level]
         lengths = [job.form.length(each) for each in written[level]]
-        longest = max((each for shares in gather_objects(lengths) for each in shares), default=0) * hop
+        of_all = [each for shares in gather_objects(lengths) for each in shares]
+        longest = max(of_all, default=0) * hop
         short = job.items * longest * codec.channels <= SHORT_SOUND
         audio = torch.zeros(len(self.mine) if short else 0, longest, codec.channels)
         for index, item in enumerate(self.mine):
@@ -246,12 +247,36 @@ class Levels:
                 sampling_kwargs(job),
             )
             say(f"level {level}: written to {run.write_level(level, data, took)}")
+            if early := ended_early(of_all, job.totals[level], hop / codec.sample_rate):
+                advice = "; --min_length_in_seconds keeps a model from it"
+                asked = job.options.mode != "upsample" and job.options.sample_length_in_seconds is not None
+                say(early + (advice if asked else ""))
 
     def _pieces(self, level: int, codes: Tensor) -> Iterator[Tensor]:
         """The sound of one item."""
         if not self.job.form.length(codes):
             return iter(())
         return sound.decoded(self.job.vqvae, [self.job.form.heard(codes)], level)
+
+
+def ended_early(lengths: Sequence[int], total: int, seconds: float, most: int = 20) -> str:
+    """A line about the items that the model ended before their length; empty for none.
+
+    Args:
+        lengths: codes of each item that are sound.
+        total: codes that an item was to have.
+        seconds: of a code.
+        most: items that are named.
+    """
+    early = [(item, length) for item, length in enumerate(lengths) if length < total]
+    if not early:
+        return ""
+    named = [f"item {item} at {length * seconds:.2f} s" for item, length in early[:most]]
+    more = f" and {len(early) - most} more" if len(early) > most else ""
+    return (
+        f"note: the model ended {len(early)} of {len(lengths)} songs before {total * seconds:.2f} s: "
+        f"{', '.join(named)}{more}"
+    )
 
 
 def preview_item(job: Job, run: Run, level: int, item: int, codes: Tensor) -> None:

@@ -87,6 +87,7 @@ class PageItem:
         files: more files to take away, as (word, file) pairs; words are keys of ``page_assets/words.json``.
         seed: what its random numbers come from; empty where nobody knows.
         commands: that go on from it.
+        asked: the seconds that it was to have, where the model ended it before; 0 elsewhere.
     """
 
     index: int
@@ -101,6 +102,7 @@ class PageItem:
     files: Sequence[tuple[str, str]] = ()
     seed: str = ""
     commands: Sequence[PageCommand] = ()
+    asked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
         f'<div class="who"><h2 id="name-{item.index}">{_word("item")} {item.index}</h2>',
         f'<p class="credit">{credit}</p>' if credit else "",
         f'<p class="seed">{_word("seed")} <b>{html.escape(item.seed)}</b></p>' if item.seed else "",
+        f'<p class="ended">{_word("ended")} <b>{clock(item.asked)}</b></p>' if item.asked else "",
         "</div>",
         f'<p class="clock"><span>0:00</span> / <span>{clock(item.seconds)}</span></p>',
         "</div>",

@@ -22,7 +22,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -315,13 +315,26 @@ class Run:
 
     def write_pages(self) -> None:
         """Write the page of every level that there is, and the run's own, which shows the finest."""
-        for level, page in self.pages.items():
+        pages = {level: replace(page, facts=[*page.facts, *self._times(level)]) for level, page in self.pages.items()}
+        for level, page in pages.items():
             links = {other: f"../level_{other}/index.html" for other in self.pages}
             write_page(self.level_folder(level) / "index.html", page, links)
         finest = min(self.pages)
         links = {other: "index.html" if other == finest else f"level_{other}/index.html" for other in self.pages}
-        write_page(self.folder / "index.html", self.pages[finest], links, prefix=f"level_{finest}/")
+        write_page(self.folder / "index.html", pages[finest], links, prefix=f"level_{finest}/")
         tree.renew(self.folder)
+
+    def _times(self, level: int) -> list[tuple[str, str]]:
+        """How long a level took, and, once they are all there, how long all took together."""
+        if level not in self.took:
+            return []
+        levels = self.settings["levels"]
+        if len(levels) == 1:
+            return [("took", clock(self.took[level]))]
+        whole = (
+            [("took_all", clock(sum(self.took.values())))] if set(levels) <= set(self.pages) & set(self.took) else []
+        )
+        return [("took_level", clock(self.took[level])), *whole]
 
     def name_outputs(self, names: Sequence[str]) -> None:
         """Give the items' sound files of the finest level second names in the run's own folder.
@@ -366,6 +379,9 @@ class Run:
             sound.item_file(folder or self.level_folder(level), index) for index in range(data.codes[level].shape[0])
         ]
         heard = [sound.heard(path) for path in files]
+        # Songs of models that write an end of their own; codes of the others are as long as asked for.
+        asked = self.settings.get("sample_length", 0) / self.sample_rate if data.codes[level].ndim == 3 else 0.0
+        ended = [path.is_file() and each.seconds < asked - 0.01 for path, each in zip(files, heard, strict=True)]
         items = [
             PageItem(
                 index=index,
@@ -373,17 +389,17 @@ class Run:
                 picture=f"item_{index}.png",
                 seed=str(seeds[index]) if index < len(seeds) else "",
                 commands=commands(self.going_on, index, each.seconds),
+                asked=asked if ended[index] else 0.0,
                 **each._asdict(),
                 **words.for_page(self.folder, index, _info(data, index)),
             )
             for index, each in enumerate(heard)
         ]
-        took = [("took", clock(self.took[level]))] if level in self.took else []
         return LevelPage(
             title=self.folder.resolve().name,
             level=level,
             items=items,
-            facts=[*self.facts, *took],
+            facts=self.facts,
             settings=self.details.get(level, ()),
             codes=DATA,
             tree=f"../{tree.SCRIPT}",

@@ -6,6 +6,7 @@ import functools
 import html.parser
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +49,11 @@ def pages(title: str = "first song") -> list[LevelPage]:
             words=words[i],
             attention="../alignment/item_0.png" if i == 0 else "",
             files=[("lrc", "../alignment/item_0.lrc")] if i == 0 else [],
+            asked=65.0 if i == 2 else 0.0,
         )
         for i in range(3)
     ]
-    facts = [("model", "tiny"), ("seed", "0")]
+    facts = [("model", "tiny"), ("seed", "0"), ("took_level", "0:05"), ("took_all", "0:10")]
     return [LevelPage(title, level, items, facts, [("temp", "0.98"), ("command", title)]) for level in (0, 1)]
 
 
@@ -98,6 +100,12 @@ def test_what_a_person_typed_stays_text() -> None:
     assert not any("onerror" in attributes for _, attributes in evil.tags)
     scripts = [attributes for tag, attributes in evil.tags if tag == "script"]
     assert len(scripts) == 2
+
+
+def test_a_song_that_the_model_ended_says_so() -> None:
+    first, *others = render(pages()[0]).split('<article class="item"')[1:]
+    assert 'class="ended"' not in first + others[0]
+    assert re.search(r'<p class="ended"><span data-word="ended">.+:</span> <b>1:05</b></p>', others[1])
 
 
 def test_nothing_is_asked_of_the_network() -> None:

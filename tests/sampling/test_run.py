@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import wave
 from pathlib import Path
@@ -82,8 +83,20 @@ def test_pages_lead_to_each_other(folder: Path) -> None:
     assert 'src="level_0/item_0.wav"' in first
     assert 'href="level_1/index.html"' in first
     assert 'href="../level_0/index.html"' in coarse  # written before that level was there, and renewed
-    assert "<b>1:05</b>" in first
+    for page, own in ((first, "1:05"), (coarse, "0:03")):
+        assert re.findall(r'data-word="(took\w*)">.*?<b>(.+?)</b>', page) == [("took_level", own), ("took_all", "1:08")]
     assert "<h1>a run</h1>" in first
+
+
+def test_a_level_alone_has_no_sum_of_times(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "half")
+    run.open()
+    run.write_level(1, data(1), took=3.0)
+    assert re.findall(r'data-word="(took\w*)"', (run.folder / "index.html").read_text()) == ["took_level"]
+    run = make_run(tmp_path / "one", levels=[1])
+    run.open()
+    run.write_level(1, data(1), took=3.0)
+    assert re.findall(r'data-word="(took\w*)"', (run.folder / "index.html").read_text()) == ["took"]
 
 
 def test_the_same_settings_find_what_is_there(folder: Path) -> None:

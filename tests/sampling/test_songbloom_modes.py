@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import sample as sample_program
 from songbloom.errors import UserError
 from songbloom.sampling import songbloom_alignment
+from songbloom.sampling.job import ended_early
 from songbloom.sampling.run import read_data
 from songbloom.sampling.songbloom_writer import Told
 from tests.sampling.songbloom_tiny import FRAME, PATCH, RATE, stereo, tiny_prior, write_tiny
@@ -143,8 +145,10 @@ def test_real_sound_goes_on(place: Path) -> None:
     assert torch.equal(sketch[0, :8], wanted[1][0])
 
 
-def test_songs_end_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A song that has ended is shorter, and stays as it is when others go on."""
+def test_songs_end_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A song that has ended is shorter, which is said, and stays as it is when others go on."""
     write_tiny(tmp_path / "logs", ending=0.0)
     monkeypatch.chdir(tmp_path)
     latents, sketch = sample("short", "--sample_length_in_seconds=3.2", "--n_samples=6", "--cfg_coef=1", "--temp=1.2")[
@@ -156,6 +160,15 @@ def test_songs_end_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not latents[item, end:].any()
         info = soundfile.info(f"short/level_0/item_{item}.wav")
         assert info.frames == end * FRAME
+    early = {item: end for item, end in enumerate(ends) if end < 80}
+    named = ", ".join(f"item {item} at {end * FRAME / RATE:.2f} s" for item, end in early.items())
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the model ended")]
+    advice = "--min_length_in_seconds keeps a model from it"
+    assert told == f"note: the model ended {len(early)} of 6 songs before 3.20 s: {named}; {advice}"
+    page = Path("short/index.html").read_text(encoding="utf-8")
+    articles = dict(re.findall(r'<article class="item" id="item-(\d)"(.*?)</article>', page, re.DOTALL))
+    assert {int(item) for item, text in articles.items() if '<p class="ended">' in text} == set(early)
+    assert page.count('<p class="ended">') == page.count("<b>0:03.2</b></p>") == len(early)
     length = (max(ends) + 8) * FRAME / RATE
     how = ("--mode=continue", "--codes_file=short", f"--sample_length_in_seconds={length}")
     _, further = sample("further", *how)[0]
@@ -166,6 +179,14 @@ def test_songs_end_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert kept.shape == latents.shape and all(not kept[item, end:].any() for item, end in enumerate(ends))
     whole = sample("least", "--sample_length_in_seconds=.8", "--n_samples=6", "--min_length_in_seconds=.8")[0]
     assert not (whole[1] == EOS).any()
+    assert "the model ended" not in capsys.readouterr().out.partition("least")[2]
+    assert '<p class="ended">' not in Path("least/index.html").read_text(encoding="utf-8")
+
+
+def test_only_some_of_many_songs_that_ended_are_named() -> None:
+    assert ended_early([5, 5], 5, 0.5) == ""
+    told = ended_early([5, *[2] * 30], 5, 0.5, most=2)
+    assert told == "note: the model ended 30 of 31 songs before 2.50 s: item 1 at 1.00 s, item 2 at 1.00 s and 28 more"
 
 
 def test_published_lists_of_songs(place: Path) -> None:
