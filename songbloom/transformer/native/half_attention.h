@@ -65,7 +65,6 @@ struct Laid {
 
 inline int64_t tiles_in(int64_t n) { return (n + TILE - 1) / TILE; }
 inline int64_t panels_in(int64_t n) { return (n + PANEL - 1) / PANEL; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A tile of lines whose largest magnitudes are known.
 inline void lay_tile(const Lines& lines, __m512i most, uint16_t* to, float* scales) {

@@ -91,7 +91,7 @@ struct Survey {
     int64_t bytes() const { return slabs * width * 4; }
 
     void make(const Lines& block, int64_t slab) const {
-        const int64_t k = slab * SLAB, numbers = block.depth - k < SLAB ? block.depth - k : SLAB;
+        const int64_t k = slab * SLAB, numbers = least(SLAB, block.depth - k);
         if (numbers > 0) largest_of_lines(block.part(0, block.count, k, numbers), most + slab * width);
     }
 
@@ -123,7 +123,9 @@ struct Plan {
         group = group < 1 ? 1 : group;
         const int64_t fair = (tiles + SHARES * p.threads - 1) / (SHARES * p.threads);
         group = group > fair ? fair : group;
-        groups = (tiles + group - 1) / group;
+        // As many for each thread, and all about the same.
+        groups = least(rounded((tiles + group - 1) / group, p.threads), tiles);
+        group = (tiles + groups - 1) / groups;
         thread_bytes = group * (tile_bytes + WIDTH * 4);
         char* at = reinterpret_cast<char*>(rounded(reinterpret_cast<int64_t>(p.scratch), LINE));
         left_most = Survey(left, depth, at);
@@ -134,11 +136,13 @@ struct Plan {
         bytes = threads_at + p.threads * thread_bytes - at + LINE;
     }
 
+    int64_t first_tile(int64_t of_group) const { return tiles * of_group / groups; }
+
     float* column_scales(int64_t panel) const { return reinterpret_cast<float*>(scales_at) + panel * PANEL; }
 };
 
 void lay_panel(const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
-    const int64_t begin = panel * PANEL, all = plan.right.count, count = all - begin < PANEL ? all - begin : PANEL;
+    const int64_t begin = panel * PANEL, all = plan.right.count, count = least(PANEL, all - begin);
     const Lines lines = plan.right.part(begin, count, k, depth);
     alignas(LINE) int32_t most[PANEL] = {};
     if (lines.along_k)
@@ -155,7 +159,7 @@ void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, 
     Lines lines[TOGETHER];
     TileWriter writers[TOGETHER];
     for (int64_t t = 0; t < count; ++t) {
-        const int64_t begin = (tile + t) * TILE, rows = p.rows - begin < TILE ? p.rows - begin : TILE;
+        const int64_t begin = (tile + t) * TILE, rows = least(TILE, p.rows - begin);
         lines[t] = plan.left.part(begin, rows, k, depth);
         alignas(LINE) int32_t found[WIDTH] = {};
         for (int64_t r = 0; r < rows && lines[t].along_k; ++r) found[r] = largest_of_line(lines[t], r);
@@ -173,9 +177,9 @@ void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, 
 
 // What a thread reads of A when it lays this group of tiles.
 Ahead rows_of_group(const Plan& plan, int64_t group, int64_t k, int64_t depth) {
-    const int64_t begin = group * plan.group * TILE, rows = plan.group * TILE, all = plan.left.count;
-    if (begin >= all) return {};
-    const Lines lines = plan.left.part(begin, all - begin < rows ? all - begin : rows, k, depth);
+    if (group >= plan.groups) return {};
+    const int64_t begin = plan.first_tile(group) * TILE, end = least(plan.first_tile(group + 1) * TILE, plan.left.count);
+    const Lines lines = plan.left.part(begin, end - begin, k, depth);
     const int64_t size = size_of(lines.kind);
     if (lines.along_k) return {lines.from, depth * size, lines.stride * size, lines.count};
     return {lines.from, lines.count * size, lines.stride * size, depth};
@@ -184,8 +188,8 @@ Ahead rows_of_group(const Plan& plan, int64_t group, int64_t k, int64_t depth) {
 // What a tile and a panel have given goes to C, added to what is there unless it is the first block.
 void put(const Product& p, const float* sums, int64_t row, int64_t column, const float* row_scales, const float* column_scales,
          bool first_block) {
-    const int64_t rows = p.rows - row < TILE ? p.rows - row : TILE;
-    const int64_t columns = p.columns - column < PANEL ? p.columns - column : PANEL;
+    const int64_t rows = least(TILE, p.rows - row);
+    const int64_t columns = least(PANEL, p.columns - column);
     // Row by row: where a row is some power of two long, lines of few rows fit into the nearest cache together.
     for (int64_t r = 0; r < rows; ++r) {
         const __m512 row_factor = _mm512_set1_ps(row_scales[r]);
@@ -227,10 +231,9 @@ void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64
     char* own = plan.threads_at + thread() * plan.thread_bytes;
     float* row_scales = reinterpret_cast<float*>(own + plan.group * plan.tile_bytes);
     alignas(LINE) float sums[TILE * PANEL];
-    const int64_t begin = group * plan.group;
-    const int64_t count = plan.tiles - begin < plan.group ? plan.tiles - begin : plan.group;
+    const int64_t begin = plan.first_tile(group), count = plan.first_tile(group + 1) - begin;
     for (int64_t t = 0; t < count; t += TOGETHER)
-        lay_tiles(p, plan, begin + t, count - t < TOGETHER ? count - t : TOGETHER, k, depth, own + t * plan.tile_bytes,
+        lay_tiles(p, plan, begin + t, least(TOGETHER, count - t), k, depth, own + t * plan.tile_bytes,
                   row_scales + t * WIDTH);
     const int64_t runs = (depth + RUN - 1) / RUN, c_size = size_of(p.c_kind);
     const char* there = static_cast<const char*>(k ? p.c : p.slope_at);
@@ -239,7 +242,7 @@ void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64
     for (int64_t chunk = 0; chunk < plan.panels; chunk += CHUNK)
         for (int64_t t = 0; t < count; ++t)
             for (int64_t panel = chunk; panel < chunk + CHUNK && panel < plan.panels; ++panel) {
-                const int64_t row = (begin + t) * TILE, rows = p.rows - row < TILE ? p.rows - row : TILE;
+                const int64_t row = (begin + t) * TILE, rows = least(TILE, p.rows - row);
                 if (there) {
                     fetched.there = {there + (row * p.c_row + panel * PANEL) * c_size, PANEL * c_size, p.c_row * c_size, rows};
                     fetched.there.spread_over(runs);
@@ -312,7 +315,7 @@ void halves_multiply(const Product* product) {
     const Plan plan(p);
 #pragma omp parallel num_threads(p.threads)
     for (int64_t k = 0; k < p.depth; k += plan.depth) {
-        const int64_t depth = p.depth - k < plan.depth ? p.depth - k : plan.depth;
+        const int64_t depth = least(plan.depth, p.depth - k);
         const int64_t slabs = plan.left_most.slabs;
 #pragma omp for schedule(static)
         for (int64_t slab = 0; slab < slabs + plan.right_most.slabs; ++slab)

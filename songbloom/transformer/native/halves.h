@@ -29,6 +29,7 @@ constexpr int AHEAD = 32;   // of its numbers k a panel's are fetched before the
 
 enum Kind { FLOAT = 0, BF16 = 1, HALF = 2 };
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t size_of(int kind) { return kind == FLOAT ? 4 : 2; }
 
 // What these numbers of 16 bits are as floats, as whole numbers.
