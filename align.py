@@ -63,20 +63,26 @@ FOLLOWS = 0.5  # share of tokens within 0.25 s from which a head is said to foll
 LISTENED = 4  # songs of a run on which the best head is looked for
 USAGE = (
     "usage: python align.py --find --model=MODEL --data_jsonl=FILE [--key=value …]\n"
-    "       python align.py --name=FOLDER [--key=value …]"
+    "       python align.py --name=FOLDER [--key=value …]\n\n"
+    "Tells which word is sung when: --find looks once for the part of a model (a head) that shows it, --name then\n"
+    "times the words of a run and renews its page (docs/alignment.md)."
 )
 
 KNOBS = Knobs(
     group(
         "what",
         "What to do; one of the two",
-        find=Knob(False, "Rank the heads of --model on songs, and write down the best"),
+        find=Knob(
+            False,
+            "Rank the heads of --model on songs, and write down the best; for models of the Jukebox family (for "
+            "others --name looks on the run's own songs)",
+        ),
         name=Knob("", "Folder of a run of sample.py: find when its words are sung"),
     ),
     group(
         "find",
-        "With --find",
-        model=Knob("", "Model, a name in MODELS of make_models.py"),
+        "With --find; songs come from --data_jsonl or --audio_files_dir",
+        model=Knob("", "Model, a name in MODELS of make_models.py (python make_models.py lists them)"),
         data_jsonl=Knob(
             "", "Songs: one JSON object a line, with lyrics and, if they are known, times of phrases or words"
         ),
@@ -92,10 +98,14 @@ KNOBS = Knobs(
         layer=Knob(None, "With --name: this layer, whatever was found", kind="int", minimum=0),
         head=Knob(None, "With --name: this head of it", kind="int", minimum=0),
         hop_fraction=Knob(
-            None, "How far a window moves on, as a share of the context; None: that of the run, or .25", kind="float"
+            None,
+            "How far a window moves on, as a share of the context; None: that of the run, with --find .25",
+            kind="float",
         ),
         precision=Knob(
-            "", "Arithmetic of the prior; empty: that of the run, or fp32", choices=("", "fp32", "bf16", "fp16")
+            "",
+            "Arithmetic of the prior; empty: that of the run, with --find fp32",
+            choices=("", "fp32", "bf16", "fp16"),
         ),
         device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
     ),

@@ -40,7 +40,9 @@ from songbloom.training import checkpoint
 USAGE = (
     "usage: python evaluate.py --data_jsonl=FILE [--key=value …]\n"
     "       python evaluate.py --audio_files_dir=FOLDER [--key=value …]\n"
-    "       python evaluate.py --name=FOLDER [--key=value …]"
+    "       python evaluate.py --name=FOLDER [--key=value …]\n\n"
+    "Listens to songs and tells in numbers how they sound: the voice, the words that are heard, the pitch, how near\n"
+    "they are to others, and what a codec loses (docs/evaluation.md)."
 )
 KNOBS = Knobs(
     group(
@@ -57,13 +59,17 @@ KNOBS = Knobs(
         "reference",
         "What to compare them with",
         reference_dir=Knob("", "Folder, or JSONL file, of songs that these should sound like"),
-        embeddings=Knob("recogniser,log_mel,voice", f"What by: comma list of {', '.join(REGISTRY)}"),
+        embeddings=Knob(
+            "recogniser,log_mel,voice", f"What they are compared by, comma separated: {', '.join(REGISTRY)}"
+        ),
         muq_path=Knob("", "Folder with MuQ's weights, for the embedding muq"),
     ),
     group(
         "codec",
-        "Send the songs through a codec, and tell what it loses",
-        model=Knob("", "Model whose codec it is, a name in MODELS of make_models.py"),
+        "Send the songs through a codec, and tell what it loses; with --model or --codec",
+        model=Knob(
+            "", "Model whose codec it is, a name in MODELS of make_models.py (python make_models.py lists them)"
+        ),
         codec=Knob("", "Or the codec's own file (a checkpoint of a VQ-VAE or VAE trained here)"),
         codec_level=Knob(0, "Level of a VQ-VAE that is decoded", minimum=0),
         codec_seconds=Knob(30.0, "How much of each song goes through, from its beginning", minimum=0.5),
@@ -73,8 +79,12 @@ KNOBS = Knobs(
         "how",
         "How",
         recogniser=Knob("", "Recogniser's weights (.npz); empty: the shipped ones"),
-        change_cost=Knob(CHANGE, "What a change of phoneme costs; 0: the likeliest of each frame", minimum=0),
-        pitch=Knob(True, "Track the pitch"),
+        change_cost=Knob(
+            CHANGE,
+            "What going from one phoneme to another costs when they are read off; 0: each frame has its likeliest",
+            minimum=0,
+        ),
+        pitch=Knob(True, "Also tell how high the voice sings"),
         device=Knob("", "Where to compute: cuda, mps or cpu; empty: the best there is"),
         json=Knob("", "Write all numbers to this file; - prints them instead of text"),
         help=Knob(False, "Print this, and stop"),

@@ -441,7 +441,15 @@ def training_command(arguments: Sequence[str]) -> Command:
     knobs = Knobs(TRAIN_COMMAND, *KNOBS.groups)
     options = knobs.parse(with_our_values(renamed(arguments)))
     if options.get("help"):
-        usage = "usage: python train.py --hps=NAMES --name=NAME [--key=value | --key value | --flag | --no-flag] …"
+        usage = (
+            "usage: python train.py --hps=NAMES --name=NAME [--key=value | --key value | --flag | --no-flag] …\n\n"
+            "Trains a codec, then priors on its codes; the same command goes on where it was stopped. An example\n"
+            "(docs/training.md has more):\n"
+            "  python train.py --hps=small_vqvae --name=small_vqvae --audio_files_dir=songs --train\n"
+            "  python train.py --hps=small_vqvae,small_prior --name=small_prior --audio_files_dir=songs --prior \\\n"
+            "      --restore_vqvae=logs/small_vqvae/checkpoint_latest.pth.tar --labels=False --train\n"
+            "Several GPUs or machines: mpiexec -n 4 python train.py … (docs/launch.md)"
+        )
         return Command(setup_hparams(""), knobs.help(usage, "sets: " + ", ".join(HPARAMS_REGISTRY)))
     told = {key: options.pop(key, knob.default) for key, knob in TRAIN_COMMAND.knobs.items()}
     hps = setup_hparams(told["hps"], options)

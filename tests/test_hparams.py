@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,12 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
 def test_a_prior_that_reads_its_words_or_is_given_none_is_trained(arguments: list[str]) -> None:
     asked = hparams.training_command([*WORDS_RUN, *arguments])
     assert f"--attn_order={asked.hps.attn_order}" in arguments
+
+
+def test_examples_of_the_help_are_commands() -> None:
+    told = hparams.training_command(["--help"]).text.partition("[command]")[0].replace("\\\n", " ")
+    examples = [line for line in told.splitlines() if line.startswith("  python train.py ")]
+    assert [hparams.training_command(shlex.split(line)[2:]).hps.prior for line in examples] == [False, True]
 
 
 def test_the_reference_page_is_up_to_date() -> None:

@@ -10,7 +10,9 @@ from songbloom.hyperparams import Knob, group
 TRAIN_COMMAND = group(
     "command",
     "The command itself",
-    hps=Knob("teeny", "Named sets of hyperparameters, comma separated; a later one wins"),
+    hps=Knob(
+        "teeny", "Named sets of hyperparameters, comma separated; a later one wins. The end of this text lists them"
+    ),
     print_hps=Knob(False, "Print the merged hyperparameters and where each value came from, and stop"),
     help=Knob(False, "Print this, and stop"),
 )

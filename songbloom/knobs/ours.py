@@ -64,9 +64,11 @@ VAE = group(
     ),
     vae_channels=Knob(2, "Channels of the audio; 2 is stereo. Files with others are mixed or copied", minimum=1),
     vae_width=Knob(128, "Channels of the layers at the audio's own rate", minimum=1),
-    vae_multipliers=Knob((1, 2, 4, 8, 16), "Channels after each block of the encoder, in vae_widths", minimum=1),
+    vae_multipliers=Knob(
+        (1, 2, 4, 8, 16), "Channels after each block of the encoder, as multiples of vae_width", minimum=1
+    ),
     vae_strides=Knob(
-        (2, 4, 4, 6, 10), "Moments that each block of the encoder makes one; their product is the hop", minimum=2
+        (2, 4, 4, 6, 10), "How many moments each block of the encoder makes one; their product is the hop", minimum=2
     ),
     vae_dilations=Knob((1, 3, 9), "Dilations of the residual units of each block, one a unit", minimum=1),
     vae_latent_dim=Knob(64, "Numbers of a latent", minimum=1),
@@ -161,7 +163,8 @@ SKETCH = group(
 
 SONGBLOOM = group(
     "songbloom",
-    "Ours: the SongBloom prior (docs/songbloom_prior.md); l_bins, prior_width, prior_depth, heads, m_mlp and c_res too",
+    "Ours: the SongBloom prior (docs/songbloom_prior.md), which l_bins, prior_width, prior_depth, heads, m_mlp and "
+    "c_res are for, too",
     songbloom=Knob(False, "The prior is a SongBloom: it writes sketch codes and a VAE's latents in turns; not a level"),
     restore_sketch=Knob("", "Sketch codebook: a file that --vq --hps=sketch_vq wrote, or another program's"),
     patch_size=Knob(16, "Frames of a patch: the sketch of one is written, then its latents, then the next", minimum=1),
@@ -170,13 +173,14 @@ SONGBLOOM = group(
     dit_rotary_base=Knob(20000.0, "Base of the diffusion transformer's rotary positions", minimum=1),
     time_conditioning=Knob(
         "prepend",
-        "How it is told diffusion time: as a token before the rest, or by scales and shifts of each layer",
+        "How the diffusion transformer is told diffusion time: as a token before the rest, or by scales and shifts of "
+        "each layer",
         choices=("prepend", "adaln"),
     ),
     time_features=Knob(256, "Fourier features of diffusion time, an even number", minimum=2),
     diffusion_objective=Knob(
         "rectified_flow",
-        "What it learns to predict (Liu et al. 2022; Salimans & Ho 2022)",
+        "What the diffusion transformer learns to predict (Liu et al. 2022; Salimans & Ho 2022)",
         choices=("rectified_flow", "v"),
     ),
     timestep_sampler=Knob(
@@ -248,8 +252,8 @@ SONGBLOOM_DATA = group(
     lyric_processor=Knob("phoneme", "What lyrics become", ignored="--lyrics_vocab decides"),
     init_from_pretrained=Knob(
         None,
-        "Begin with the weights that the set or --restore_prior names, which must be; off: from scratch; None: with "
-        "them where there are any",
+        "Begin with the weights that the set or --restore_prior names, which must be there; off: from scratch; None: "
+        "with them where there are any",
         kind="bool",
     ),
 )

@@ -16,10 +16,16 @@ A_LEVEL = "one value, or one a level from level 0 (the finest) up"
 WEIGHTS = {
     "hps": Knob("", "Named sets of hyperparameters laid over those of every part of the model, comma separated"),
     "restore_vqvae": Knob(
-        "", "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar"
+        "",
+        "Checkpoint of the codec; empty: the published one, or logs/SET/checkpoint_latest.pth.tar, SET being its name "
+        "in MODELS (python make_models.py lists them)",
     ),
     "restore_vae": Knob("", "Checkpoint of the VAE of a model of the SongBloom family; empty as above"),
-    "restore_sketch": Knob("", "Sketch codebook of such a model; empty as above"),
+    "restore_sketch": Knob(
+        "",
+        "Sketch codebook of such a model; empty: the one that its prior was trained with, or "
+        "logs/SET/sketch_codebook.pt",
+    ),
     "restore_prior": Knob("", "Checkpoints of the priors, comma separated from level 0 up; an empty one as above"),
     "local_logdir": Knob("logs", "Folder in which training left its checkpoints"),
     "cache_dir": Knob("", "Folder for published weights; empty: $SONGBLOOM_CACHE, or ~/.cache/songbloom"),
@@ -40,12 +46,12 @@ def what(models: Iterable[str]) -> Group:
             choices=MODES,
         ),
         n_samples=Knob(
-            None, "Items; None: as many as --codes_file or --prompts_jsonl has, else 1", kind="int", minimum=1
+            None, "Items to write; None: as many as --codes_file or --prompts_jsonl has, else 1", kind="int", minimum=1
         ),
         sample_length_in_seconds=Knob(
             None,
             "Length of an item in seconds, cut to whole codes of the top level; None: that of --codes_file with "
-            "--mode=upsample or --cut_at, else 24",
+            "--mode=upsample or --cut_at, else 24, or the longest that a model of the SongBloom family writes",
             kind="float",
             minimum=0,
         ),
@@ -82,7 +88,7 @@ def what(models: Iterable[str]) -> Group:
 
 HOW = group(
     "how",
-    f"How it is sampled ({A_LEVEL})",
+    f"How it is sampled ({A_LEVEL}, such as --temp=.98,.99; precision, quantize and device are of all levels)",
     temp=Knob((0.99,), "Temperature; 0 always takes the likeliest code", kind="floats", minimum=0),
     top_k=Knob((0,), "Draw from the k likeliest codes only; 0: from all", kind="ints", minimum=0),
     top_p=Knob(

@@ -20,16 +20,27 @@ from songbloom.sampling.songbloom_writer import WINDOW_PATCHES, SongSettings
 FAULTS = tuple(field.name for field in fields(Compatibility))
 _OF_THE_MODEL = "None: the model's own"
 
+_JUKEBOX = (
+    *("hop_fraction", "chunk_size", "quantize", "total_sample_length_in_seconds"),
+    *("artist", "genre", "label_tables"),
+)
+
 SONGBLOOM = group(
     "songbloom",
     "How models of the SongBloom family are sampled (docs/songbloom.md); with them temp, top_k and top_p are the "
-    "model's own unless given",
+    f"model's own unless given, and {', '.join(_JUKEBOX)} are not for them",
     cfg_coef=Knob(
         None,
         f"Guidance of tokens and of latents, such as 1.5 for both or 1.5,2; 1 is none; {_OF_THE_MODEL}",
         kind="floats",
     ),
-    dit_cfg_type=Knob(None, f"How latents are guided; {_OF_THE_MODEL}", kind="str", choices=(None, *GUIDANCE)),
+    dit_cfg_type=Knob(
+        None,
+        "How latents are guided: away from those made without sketch and hidden vectors (h), away from those of a song "
+        f"that is told nothing (global), or not (none); {_OF_THE_MODEL}",
+        kind="str",
+        choices=(None, *GUIDANCE),
+    ),
     steps=Knob(None, f"Steps that make the latents of a patch; {_OF_THE_MODEL}", kind="int", minimum=1),
     sampler=Knob(None, f"What makes these steps; {_OF_THE_MODEL}", kind="str", choices=(None, *FLOW_SAMPLERS, "ddim")),
     diff_temp=Knob(None, f"Start temperature of these steps; {_OF_THE_MODEL}", kind="float", minimum=0),
@@ -38,7 +49,8 @@ SONGBLOOM = group(
     min_length_in_seconds=Knob(0.0, "A song may not end before this", kind="float", minimum=0),
     window_patches=Knob(
         WINDOW_PATCHES,
-        "Patches after which what is written is kept and the language model reads all anew; part of a run's identity",
+        "Patches after which what is written is kept and the language model reads all anew; with another value it is "
+        "another run",
         minimum=1,
     ),
     compatibility=Knob(
@@ -65,10 +77,7 @@ SONGBLOOM = group(
 )
 
 _ONLY = {
-    "jukebox": (
-        *("hop_fraction", "chunk_size", "quantize", "total_sample_length_in_seconds"),
-        *("artist", "genre", "label_tables"),
-    ),
+    "jukebox": _JUKEBOX,
     "songbloom": tuple(SONGBLOOM.knobs),
 }
 _NAMES = {"jukebox": "Jukebox", "songbloom": "SongBloom"}

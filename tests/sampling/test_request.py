@@ -30,6 +30,14 @@ def options(line: str) -> Hyperparams:
     return request.command_line(shlex.split("--model=tiny --name=out " + line), MODELS)
 
 
+def test_examples_of_the_help_are_commands() -> None:
+    told = request.help_text(MODELS).partition("[what]")[0].replace("\\\n", " ")
+    examples = [line for line in told.splitlines() if line.startswith("  python sample.py ")]
+    asked = [request.command_line(shlex.split(line)[2:], MODELS) for line in examples]
+    assert [each.mode for each in asked] == ["ancestral", "continue"]
+    assert asked[1].codes_file == asked[0].name
+
+
 @pytest.fixture(scope="module")
 def models() -> tuple[VQVAE, list[Prior]]:
     return tiny_models()
