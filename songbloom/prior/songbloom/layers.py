@@ -36,8 +36,9 @@ class Linear(nn.Module):
         """Draw the weights."""
         nn.init.normal_(self.weight, std=self.std, generator=generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``[..., in]`` to ``[..., out]``, in x's dtype unless another is asked for."""
+        return linear(x, self.weight, self.bias, dtype)
 
     def in_halves(self, x: Tensor) -> Tensor:
         """The same of float32 without gradients, multiplied in half precision (``transformer/halves.py``)."""

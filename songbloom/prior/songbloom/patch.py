@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.layers import Linear
+from songbloom.transformer import halves
 
 
 class TokenClassifier(nn.Module):
     """Hidden vectors ``[..., W]`` → logits ``[..., l_bins + 1]`` in float32, end-of-song last.
 
-    The last map is in float32 whatever the rest: three digits are too few to tell the likeliest of 16385 tokens.
+    The last map is in float32 whatever the rest: three digits are too few to tell the likeliest of 16385 tokens. Only in
+    training on a CPU that multiplies halves (``transformer/halves.py``) it loses a little before its sums in float32.
     """
 
     def __init__(self, config: SongBloomConfig) -> None:
@@ -21,7 +24,10 @@ class TokenClassifier(nn.Module):
         self.output = Linear(config.prior_width, config.l_bins + 1, std=config.init_std, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(F.silu(self.hidden(x)).float())
+        hidden = F.silu(self.hidden(x))
+        if not torch.is_grad_enabled() or not halves.usable(hidden.dtype, hidden.device):
+            hidden = hidden.float()
+        return self.output(hidden, torch.float32)
 
 
 class PatchEncoder(nn.Module):
