@@ -23,7 +23,6 @@ from songbloom.transformer.native import loader
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), Hendrycks and Gimpel 2016, section 2
-FEWEST_NORMED = 2**16  # numbers below which a layer norm is torch's
 FEWEST = 2**22  # multiplications of a product below which laying its operands costs more than it saves
 
 
@@ -35,17 +34,6 @@ class _Product(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("a_row", "a_column", "b_row", "b_column", "c_row")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
         *((name, ctypes.c_int32) for name in ("a_kind", "b_kind", "c_kind", "threads")),
-    )
-
-
-class _Norm(ctypes.Structure):
-    """``struct Norm`` of halves.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "x_grad", "own_grads", "means", "rates")),
-        *((name, ctypes.c_int64) for name in ("rows", "width")),
-        *((name, ctypes.c_int32) for name in ("kind", "threads")),
-        ("eps", ctypes.c_float),
     )
 
 
@@ -76,7 +64,7 @@ def _library() -> ctypes.CDLL | None:
     library = loader.library("halves")
     if library is None or not library.halves_here():
         return None
-    parts = (_Product, _Norm, _Attention)
+    parts = (_Product, _Attention)
     assert [library.halves_size(which) for which in range(len(parts))] == [ctypes.sizeof(part) for part in parts]
     return library
 
@@ -257,65 +245,6 @@ def linear(
         return y.view(*x.shape[:-1], weight.shape[0])
     x = x.to(half)
     return F.linear(x, weight.to(half), None if bias is None else bias.to(half)).to(dtype)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """Layer norm of contiguous rows, with weight and bias in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        y, (means, rates) = torch.empty_like(x), torch.empty(2, len(x))
-        _norm(x, weight, bias, y, means, rates, eps)
-        ctx.save_for_backward(x, weight, bias, means, rates)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, bias, means, rates = ctx.saved_tensors  # type: ignore[attr-defined]
-        wanted, x_grad = ctx.needs_input_grad, torch.empty_like(x)  # type: ignore[attr-defined]
-        own = torch.zeros(torch.get_num_threads(), 2, x.shape[1])
-        _norm(x, weight, bias, gradients[0].contiguous(), means, rates, 0.0, x_grad, own)
-        for_weight, for_bias = own.sum(0)
-        return x_grad if wanted[0] else None, for_weight if wanted[1] else None, for_bias if wanted[2] else None, None
-
-
-def _norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    means: torch.Tensor,
-    rates: torch.Tensor,
-    eps: float,
-    x_grad: torch.Tensor | None = None,
-    own: torch.Tensor | None = None,
-) -> None:
-    """One direction of a layer norm: the backward one where there is a ``x_grad``."""
-    library = _library()
-    assert library is not None
-    given = (x, weight, bias, y, x_grad, own, means, rates)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in given)
-    norm = _Norm(*pointers, *x.shape, KINDS[x.dtype], torch.get_num_threads(), eps)
-    library.halves_norm(ctypes.byref(norm), int(x_grad is not None))
-
-
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor | None:
-    """Layer norm over the last axis, computed in float32, in x's dtype; None where it is not for here.
-
-    Args:
-        x: ``[..., width]``.
-        weight, bias: ``[width]``, float32.
-    """
-    if x.numel() < FEWEST_NORMED or weight.dtype != torch.float32 or bias.dtype != torch.float32:
-        return None
-    if not usable(x.dtype, x.device) or not torch.is_grad_enabled():
-        return None
-    if any(own.shape != x.shape[-1:] or own.device != x.device for own in (weight, bias)):
-        return None  # torch says what is wrong with that
-    return _LayerNorm.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps).view(x.shape)
 
 
 class _SoftmaxAttention(torch.autograd.Function):

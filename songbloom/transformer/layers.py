@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from songbloom.errors import UserError, did_you_mean
-from songbloom.transformer import halves
+from songbloom.transformer import fused_rows
 from songbloom.transformer.halves import QUICK_GELU_SLOPE, linear, quick_gelu_mlp
 
 LAYER_NORM_EPS = 1e-5
@@ -109,9 +109,9 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tor
     On a CPU torch's kernel takes half inputs with float32 weights as they are and works in float32 inside; elsewhere
     the input is cast.
     """
-    found = halves.layer_norm(x, weight, bias, LAYER_NORM_EPS)
+    found = fused_rows.layer_norm(x, weight, bias, LAYER_NORM_EPS)
     if found is not None:
-        return found
+        return found[1]
     if x.dtype == torch.float32 or x.device.type == "cpu":
         return F.layer_norm(x, weight.shape, weight.float(), bias.float(), LAYER_NORM_EPS)
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), LAYER_NORM_EPS).to(x.dtype)

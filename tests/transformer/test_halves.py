@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from songbloom.transformer import halves
-from songbloom.transformer.layers import MLP, LayerNorm, Linear
+from songbloom.transformer.layers import MLP, Linear
 
 needs_halves = pytest.mark.skipif(not halves.available(), reason="this processor does not multiply halves")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -410,33 +410,10 @@ def test_few_rows_may_as_well() -> None:
 
 
 @needs_halves
-@pytest.mark.parametrize("shape", [(3, 40, 70), (5, 16), (100, 1024)])
-def test_layer_norm_and_its_gradients(shape, monkeypatch) -> None:
-    monkeypatch.setattr(halves, "FEWEST_NORMED", 1)
-    generator = torch.Generator().manual_seed(27)
-    x = (torch.randn(shape, generator=generator) * 3 + 5).bfloat16().requires_grad_()
-    norm, gradient = LayerNorm(shape[-1]), torch.randn(shape, generator=generator).bfloat16()
-    norm.weight.data.copy_(torch.randn(shape[-1], generator=generator))
-    norm.bias.data.copy_(torch.randn(shape[-1], generator=generator))
-    calls = []
-    real = halves._LayerNorm.apply
-    monkeypatch.setattr(halves._LayerNorm, "apply", lambda *inputs: calls.append(1) or real(*inputs))
-    y = norm(x)
-    y.backward(gradient)
-    assert calls
-    inputs = [t.detach().double().requires_grad_() for t in (x, norm.weight, norm.bias)]
-    right = F.layer_norm(inputs[0], shape[-1:], inputs[1], inputs[2], 1e-5)
-    right.backward(gradient.double())
-    assert error(y.detach(), right.detach()) < 2.2e-3 and error(x.grad, inputs[0].grad) < 2.5e-3
-    assert error(norm.weight.grad, inputs[1].grad) < 1e-5 and error(norm.bias.grad, inputs[2].grad) < 1e-5
-
-
-@needs_halves
 def test_gradients_of_gradients_are_refused_instead_of_being_wrong(monkeypatch) -> None:
     monkeypatch.setattr(halves, "FEWEST", 1)
-    monkeypatch.setattr(halves, "FEWEST_NORMED", 1)
     x, weight = torch.randn(30, 20).bfloat16().requires_grad_(), torch.randn(40, 20, requires_grad=True)
-    made = {"linear": halves.linear, "norm": lambda x, _: LayerNorm(20)(x), "mlp": lambda x, _: MLP(20, 40)(x)}
+    made = {"linear": halves.linear, "mlp": lambda x, _: MLP(20, 40)(x)}
     for name, function in made.items():
         (gradient,) = torch.autograd.grad(function(x, weight).float().square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiate twice"):
@@ -452,7 +429,3 @@ def test_what_would_be_read_beyond_its_end_or_elsewhere_is_refused() -> None:
             halves.multiply(a, b, bias=bias)
     with pytest.raises(ValueError, match="on a CPU"):
         halves.multiply(a, b.to("meta"))
-    x = torch.ones(2**12, 32).bfloat16()
-    for width in (16, 64):
-        with pytest.raises(RuntimeError, match="normalized_shape"):
-            LayerNorm(width)(x)

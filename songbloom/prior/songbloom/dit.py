@@ -21,8 +21,7 @@ from songbloom.prior.songbloom.layers import (
     Linear,
     merge_heads,
     rotary_table,
-    rotate,
-    split_heads,
+    turned_heads,
 )
 from songbloom.transformer.halves import attention
 from songbloom.transformer.recomputation import Recomputation
@@ -69,18 +68,15 @@ class DiffusionLayer(nn.Module):
             time: ``[N, W]``, for ``adaln`` only.
         """
         gates: tuple[Tensor, ...] = ()
-        normed = self.attention_norm(x)
+        x, normed = self.attention_norm.of_sum(x)
         if self.modulation is not None and time is not None:
             gates = self.modulation(F.silu(time)).to(x.dtype)[:, None].chunk(6, dim=-1)
             normed = normed * (1 + gates[0]) + gates[1]
-        parts = self.query_key_value(normed).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
-        query, key = rotate(query, table), rotate(key, table)
+        query, key, value = turned_heads(self.query_key_value(normed), table, self.heads)
         if last is not None:  # nothing reads the other positions of the last layer
             query, x = query[:, :, -last:], x[:, -last:]
         branch = self.attention_output(merge_heads(attention(query, key, value)))
-        x = x + (branch * torch.sigmoid(1 - gates[2]) if gates else branch)
-        normed = self.mlp_norm(x)
+        x, normed = self.mlp_norm.of_sum(x, branch * torch.sigmoid(1 - gates[2]) if gates else branch)
         if gates:
             normed = normed * (1 + gates[3]) + gates[4]
         branch = self.mlp(normed)

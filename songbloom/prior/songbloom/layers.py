@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from songbloom.transformer import fused_rows
 from songbloom.transformer.halves import linear, multiply
 from songbloom.transformer.lora import effective_weight
 
@@ -70,9 +71,17 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_sum(x)[1]
+
+    def of_sum(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x + branch``, or x alone, and the norm of that: a residual sum and what the next branch begins with."""
+        fused = fused_rows.rms_norm(x, self.weight, RMS_EPS, branch=branch)
+        if fused is not None:
+            return fused
+        x = x if branch is None else x + branch
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + RMS_EPS)
-        return (self.weight * normed.to(x.dtype)).to(x.dtype)
+        return x, (self.weight * normed.to(x.dtype)).to(x.dtype)
 
     def fused(self, x: Tensor) -> Tensor:
         """The same of float32 in one operation, to rounding."""
@@ -93,8 +102,16 @@ class LayerNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_sum(x)[1]
+
+    def of_sum(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`RMSNorm.of_sum`."""
+        fused = fused_rows.layer_norm(x, self.weight, self.bias, LAYER_NORM_EPS, branch=branch)
+        if fused is not None:
+            return fused
+        x = x if branch is None else x + branch
         normed = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), LAYER_NORM_EPS)
-        return normed.to(x.dtype)
+        return x, normed.to(x.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -106,8 +123,7 @@ class GatedMLP(nn.Module):
         self.down = Linear(hidden, width, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(fused_rows.swiglu(self.gate_up(x)))
 
 
 class TiledMLP:
@@ -183,6 +199,15 @@ def rotate_in_place(x: Tensor, joint: Tensor) -> None:
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """``[N, T, heads · D]`` → ``[N, heads, T, D]``."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def turned_heads(projected: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``[N, T, 3 · heads · D]`` → queries, keys (both turned by ``table``) and values ``[N, heads, T, D]``."""
+    fused = fused_rows.turned_heads(projected, table, heads)
+    if fused is not None:
+        return fused
+    query, key, value = (split_heads(part, heads) for part in projected.chunk(3, dim=-1))
+    return rotate(query, table), rotate(key, table), value
 
 
 def merge_heads(x: Tensor) -> Tensor:

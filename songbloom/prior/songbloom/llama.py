@@ -25,9 +25,8 @@ from songbloom.prior.songbloom.layers import (
     joint_rotation,
     merge_heads,
     rotary_table,
-    rotate,
     rotate_in_place,
-    split_heads,
+    turned_heads,
 )
 from songbloom.transformer import halves
 from songbloom.transformer.recomputation import Recomputation
@@ -58,9 +57,7 @@ class LanguageModelLayer(nn.Module):
 
     def queries_keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x [N, T, W]`` → queries, keys (both turned) and values ``[N, heads, T, D]``."""
-        projected = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in projected)
-        return rotate(query, table), rotate(key, table), value
+        return turned_heads(self.query_key_value(self.attention_norm(x)), table, self.heads)
 
     def queries_keys_values_fast(
         self, x: Tensor, joint: Tensor, *, half: bool = False
@@ -76,8 +73,8 @@ class LanguageModelLayer(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer after ``attended [N, heads, T, D]``."""
-        x = x + self.attention_output(merge_heads(attended))
-        return x + self.mlp(self.mlp_norm(x))
+        x, normed = self.mlp_norm.of_sum(x, self.attention_output(merge_heads(attended)))
+        return x + self.mlp(normed)
 
     def finish_fast(self, x: Tensor, attended: Tensor, *, half: bool = False) -> Tensor:
         """The same of float32 without gradients.
@@ -97,7 +94,8 @@ class LanguageModelLayer(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[N, T, W]`` → the layer's output, its keys and its values."""
-        query, key, value = self.queries_keys_values(x, table)
+        x, normed = self.attention_norm.of_sum(x)
+        query, key, value = turned_heads(self.query_key_value(normed), table, self.heads)
         return self.finish(x, halves.attention(query, key, value, causal=True)), key, value
 
 

@@ -1,11 +1,10 @@
-// C = A B (+ bias) of large matrices in half precision; see halves.h. And layer norm, whose torch kernels are slow in
-// bfloat16. Where a processor cannot multiply halves, halves_here() says so and nothing else does anything.
+// C = A B (+ bias) of large matrices in half precision; see halves.h. With what half_attention.h and half_rows.h have, this
+// is one library. Where a processor cannot multiply halves, halves_here() says so and nothing else does anything.
 
 #include "halves.h"
 
-#include <cmath>
-
 #include "half_attention.h"
+#include "half_rows.h"
 #include "threads.h"
 
 extern "C" {
@@ -27,23 +26,8 @@ struct Product {
     int32_t a_kind, b_kind, c_kind, threads;
 };
 
-// A layer norm over rows that lie one behind the other, and its gradients.
-struct Norm {
-    const void* x;
-    const float* weight;
-    const float* bias;
-    void* y;          // of forward: the result; of backward: the gradient of it
-    void* x_grad;     // backward only, like what follows
-    float* own_grads;  // of each thread, weight's and then bias', 2 · width floats; they begin as zeros
-    float* means;     // of each row; forward writes these two
-    float* rates;     // 1 / standard deviation
-    int64_t rows, width;
-    int32_t kind, threads;
-    float eps;
-};
-
 int64_t halves_size(int which) {
-    const int64_t sizes[] = {sizeof(Product), sizeof(Norm), sizeof(Attention)};
+    const int64_t sizes[] = {sizeof(Product), sizeof(Attention)};
     return sizes[which];
 }
 }
@@ -254,53 +238,6 @@ void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64
             }
 }
 
-void norm_forward(const Norm& p, int64_t row) {
-    const int64_t begin = row * p.width;
-    __m512 sums = _mm512_setzero_ps(), squares = sums;
-    for (int64_t i = 0; i < p.width; i += WIDTH) sums = _mm512_add_ps(sums, load_first(p.x, begin + i, p.kind, p.width - i));
-    const float mean = _mm512_reduce_add_ps(sums) / p.width;
-    for (int64_t i = 0; i < p.width; i += WIDTH) {
-        const __m512 x = load_first(p.x, begin + i, p.kind, p.width - i);
-        const __m512 off = _mm512_maskz_sub_ps(halves::first(p.width - i), x, _mm512_set1_ps(mean));
-        squares = _mm512_fmadd_ps(off, off, squares);
-    }
-    const float rate = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / p.width + p.eps);
-    for (int64_t i = 0; i < p.width; i += WIDTH) {
-        const int64_t n = p.width - i;
-        const __m512 x = load_first(p.x, begin + i, p.kind, n);
-        const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_set1_ps(mean)), _mm512_set1_ps(rate));
-        store_first(p.y, begin + i, p.kind, n,
-                    _mm512_fmadd_ps(normed, load_first(p.weight, i, FLOAT, n), load_first(p.bias, i, FLOAT, n)));
-    }
-    p.means[row] = mean;
-    p.rates[row] = rate;
-}
-
-void norm_backward(const Norm& p, int64_t row, float* weight_grad, float* bias_grad) {
-    const int64_t begin = row * p.width;
-    const __m512 mean = _mm512_set1_ps(p.means[row]), rate = _mm512_set1_ps(p.rates[row]);
-    __m512 sums = _mm512_setzero_ps(), products = sums;
-    for (int64_t i = 0; i < p.width; i += WIDTH) {
-        const int64_t n = p.width - i;
-        const __m512 grad = load_first(p.y, begin + i, p.kind, n);  // zeros behind the end
-        const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load_first(p.x, begin + i, p.kind, n), mean), rate);
-        store_first(weight_grad, i, FLOAT, n, _mm512_fmadd_ps(grad, normed, load_first(weight_grad, i, FLOAT, n)));
-        store_first(bias_grad, i, FLOAT, n, _mm512_add_ps(grad, load_first(bias_grad, i, FLOAT, n)));
-        const __m512 weighted = _mm512_mul_ps(grad, load_first(p.weight, i, FLOAT, n));
-        sums = _mm512_add_ps(sums, weighted);
-        products = _mm512_fmadd_ps(weighted, normed, products);
-    }
-    const __m512 of_sum = _mm512_set1_ps(_mm512_reduce_add_ps(sums) / p.width);
-    const __m512 of_product = _mm512_set1_ps(_mm512_reduce_add_ps(products) / p.width);
-    for (int64_t i = 0; i < p.width; i += WIDTH) {
-        const int64_t n = p.width - i;
-        const __m512 weighted = _mm512_mul_ps(load_first(p.y, begin + i, p.kind, n), load_first(p.weight, i, FLOAT, n));
-        const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load_first(p.x, begin + i, p.kind, n), mean), rate);
-        const __m512 off = _mm512_fnmadd_ps(normed, of_product, _mm512_sub_ps(weighted, of_sum));
-        store_first(p.x_grad, begin + i, p.kind, n, _mm512_mul_ps(off, rate));
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -325,17 +262,6 @@ void halves_multiply(const Product* product) {
         for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(plan, panel, k, depth);
 #pragma omp for schedule(dynamic)
         for (int64_t group = 0; group < plan.groups; ++group) group_times_panels(p, plan, group, k, depth);
-    }
-}
-
-void halves_norm(const Norm* norm, int backward) {
-    const Norm& p = *norm;
-    // A thread's rows are those of its number, whatever the others do: sums of gradients are the same each time.
-#pragma omp parallel for num_threads(p.threads) schedule(static, 1)
-    for (int part = 0; part < p.threads; ++part) {
-        float* grads = p.own_grads + part * 2 * p.width;
-        for (int64_t row = p.rows * part / p.threads; row < p.rows * (part + 1) / p.threads; ++row)
-            backward ? norm_backward(p, row, grads, grads + p.width) : norm_forward(p, row);
     }
 }
 
@@ -367,7 +293,6 @@ extern "C" {
 int halves_here(void) { return 0; }
 int64_t halves_scratch(const Product*) { return -1; }
 void halves_multiply(const Product*) {}
-void halves_norm(const Norm*, int) {}
 int64_t halves_attention_scratch(const Attention*, int) { return -1; }
 void halves_attention(const Attention*, int) {}
 }

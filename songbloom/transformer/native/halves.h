@@ -83,16 +83,18 @@ inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// σ(1.702 x), of which quick-GELU is x times; between 2^-115 and 1, as smaller floats take a hundred times as long.
-inline __m512 gate_of(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.0f), most = _mm512_set1_ps(80.0f);
-    const __m512 exponent = _mm512_mul_ps(x, _mm512_set1_ps(-1.702f));
+// σ(x), between 2^-115 and 1, as smaller floats take a hundred times as long.
+inline __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), most = _mm512_set1_ps(80.0f), zero = _mm512_setzero_ps();
     // Of the two operands the second is taken where one is NaN.
-    const __m512 bounded = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), most), _mm512_min_ps(most, exponent));
+    const __m512 bounded = _mm512_max_ps(_mm512_sub_ps(zero, most), _mm512_min_ps(most, _mm512_sub_ps(zero, x)));
     const __m512 inverse = _mm512_add_ps(one, exponential(bounded));
     const __m512 guess = _mm512_rcp14_ps(inverse);  // and a step of Newton's: a division takes longer than all the rest
     return _mm512_mul_ps(guess, _mm512_fnmadd_ps(inverse, guess, _mm512_set1_ps(2.0f)));
 }
+
+// Of which quick-GELU is x times.
+inline __m512 gate_of(__m512 x) { return sigmoid(_mm512_mul_ps(x, _mm512_set1_ps(1.702f))); }
 
 inline __m512 quick_gelu(__m512 x) { return _mm512_mul_ps(x, gate_of(x)); }
 
