@@ -14,8 +14,8 @@ from songbloom.transformer import halves
 class TokenClassifier(nn.Module):
     """Hidden vectors ``[..., W]`` → logits ``[..., l_bins + 1]`` in float32, end-of-song last.
 
-    The last map is in float32 whatever the rest: three digits are too few to tell the likeliest of 16385 tokens. Only in
-    training on a CPU that multiplies halves (``transformer/halves.py``) it loses a little before its sums in float32.
+    The last map is in float32 whatever the rest: three digits are too few to tell the likeliest of 16385 tokens. Only
+    in training on a CPU that multiplies halves (``transformer/halves.py``) it loses a little before its float32 sums.
     """
 
     def __init__(self, config: SongBloomConfig) -> None:
