@@ -218,8 +218,8 @@ def find_weights(
     for name, path in sources.items():
         found[name] = fetch(path) if download else downloads.target_of(path)
         if not found[name].is_file() and (download or not downloads.is_address(path)):
-            what = "is a folder" if found[name].is_dir() else "no such file"
-            raise UserError(f"{found[name]}: {what}; it should be the file with the weights of {name}")
+            what = "is a folder, no file" if found[name].is_dir() else "no such file"
+            raise UserError(f"{found[name]}: {what}; it should hold the weights of {name}")
     return found
 
 

@@ -283,7 +283,7 @@ class TestMistakes:
     def test_a_file_that_is_no_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"README\.md: no checkpoint, but text; give a checkpoint_latest\.pth\.tar"):
             restore(build("vqvae"), ROOT / "README.md", "vqvae")
-        with pytest.raises(UserError, match=r"is a folder; it should be the file with the weights of tiny_vqvae$"):
+        with pytest.raises(UserError, match=r"is a folder, no file; it should hold the weights of tiny_vqvae$"):
             make_models.find_weights("tiny", levels=[], checkpoints={"tiny_vqvae": str(tmp_path)})
 
     def test_every_setting_that_differs_is_named(self, tmp_path: Path) -> None:
