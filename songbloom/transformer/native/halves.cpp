@@ -88,17 +88,24 @@ struct Survey {
     }
 };
 
-// How a product is cut, and where its parts lie in its scratch memory.
+// Some k of a product, one block behind the other.
+struct Block {
+    int64_t index, k, depth;
+};
+
+// How a product is cut, and where its parts lie in its scratch memory. While a block is multiplied the next one's panels are
+// laid and the largest magnitudes of the one after are found, so each has a place of its own.
 struct Plan {
-    int64_t depth, panels, tiles, group, groups, panel_bytes, tile_bytes, thread_bytes;
+    int64_t depth, blocks, panels, tiles, group, groups, panel_bytes, tile_bytes, thread_bytes;
     Lines left, right;
-    Survey left_most, right_most;
+    Survey left_survey, right_survey;  // the first block's
     char *panels_at, *scales_at, *threads_at;
     int64_t bytes;
 
     explicit Plan(const Product& p)
-        : left(left_of(p)), right(right_of(p)), left_most(left, 0, nullptr), right_most(right, 0, nullptr) {
+        : left(left_of(p)), right(right_of(p)), left_survey(left, 0, nullptr), right_survey(right, 0, nullptr) {
         depth = adds(p) && p.depth > DEPTH ? DEPTH : p.depth;
+        blocks = (p.depth + depth - 1) / depth;
         panels = (p.columns + PANEL - 1) / PANEL;
         tiles = (p.rows + TILE - 1) / TILE;
         panel_bytes = depth * PANEL * 2;
@@ -112,61 +119,81 @@ struct Plan {
         group = (tiles + groups - 1) / groups;
         thread_bytes = group * (tile_bytes + WIDTH * 4);
         char* at = reinterpret_cast<char*>(rounded(reinterpret_cast<int64_t>(p.scratch), LINE));
-        left_most = Survey(left, depth, at);
-        right_most = Survey(right, depth, at + left_most.bytes());
-        panels_at = at + rounded(left_most.bytes() + right_most.bytes(), LINE);
-        scales_at = panels_at + panels * panel_bytes;
-        threads_at = scales_at + panels * PANEL * 4;
+        left_survey = Survey(left, depth, at);
+        right_survey = Survey(right, depth, at + left_survey.bytes());
+        panels_at = at + rounded(least(3, blocks) * survey_bytes(), LINE);
+        scales_at = panels_at + least(2, blocks) * panels * panel_bytes;
+        threads_at = scales_at + least(2, blocks) * panels * PANEL * 4;
         bytes = threads_at + p.threads * thread_bytes - at + LINE;
     }
 
+    Block block(int64_t index) const { return {index, index * depth, least(depth, left.depth - index * depth)}; }
+
     int64_t first_tile(int64_t of_group) const { return tiles * of_group / groups; }
 
-    float* column_scales(int64_t panel) const { return reinterpret_cast<float*>(scales_at) + panel * PANEL; }
+    int64_t survey_bytes() const { return left_survey.bytes() + right_survey.bytes(); }
+    Survey of(const Block& b, Survey first) const {
+        first.most += b.index % 3 * survey_bytes() / 4;
+        return first;
+    }
+    Survey left_most(const Block& b) const { return of(b, left_survey); }
+    Survey right_most(const Block& b) const { return of(b, right_survey); }
+
+    uint16_t* panel(const Block& b, int64_t panel) const {
+        return reinterpret_cast<uint16_t*>(panels_at + (b.index % 2 * panels + panel) * panel_bytes);
+    }
+    float* column_scales(const Block& b, int64_t panel) const {
+        return reinterpret_cast<float*>(scales_at) + (b.index % 2 * panels + panel) * PANEL;
+    }
 };
 
-void lay_panel(const Plan& plan, int64_t panel, int64_t k, int64_t depth) {
+void survey(const Plan& plan, int64_t slab, const Block& b) {
+    const int64_t slabs = plan.left_survey.slabs;
+    slab < slabs ? plan.left_most(b).make(plan.left.part(0, plan.left.count, b.k, b.depth), slab)
+                 : plan.right_most(b).make(plan.right.part(0, plan.right.count, b.k, b.depth), slab - slabs);
+}
+
+void lay_panel(const Plan& plan, int64_t panel, const Block& b) {
     const int64_t begin = panel * PANEL, all = plan.right.count, count = least(PANEL, all - begin);
-    const Lines lines = plan.right.part(begin, count, k, depth);
+    const Lines lines = plan.right.part(begin, count, b.k, b.depth);
     alignas(LINE) int32_t most[PANEL] = {};
     if (lines.along_k)
         largest(lines, most);
     else
-        for (int64_t i = 0; i < count; i += WIDTH) _mm512_store_si512(most + i, plan.right_most.of(begin + i, depth));
-    halves::lay_panel(lines, most, reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes),
-                      plan.column_scales(panel));
+        for (int64_t i = 0; i < count; i += WIDTH) _mm512_store_si512(most + i, plan.right_most(b).of(begin + i, b.depth));
+    halves::lay_panel(lines, most, plan.panel(b, panel), plan.column_scales(b, panel));
 }
 
 // `count` tiles, one behind the other, TOGETHER at most, and what each one's sums have to be multiplied by.
-void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, int64_t k, int64_t depth, char* to,
+void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, const Block& b, char* to,
                float* row_scales) {
     Lines lines[TOGETHER];
     TileWriter writers[TOGETHER];
     for (int64_t t = 0; t < count; ++t) {
         const int64_t begin = (tile + t) * TILE, rows = least(TILE, p.rows - begin);
-        lines[t] = plan.left.part(begin, rows, k, depth);
+        lines[t] = plan.left.part(begin, rows, b.k, b.depth);
         alignas(LINE) int32_t found[WIDTH] = {};
         for (int64_t r = 0; r < rows && lines[t].along_k; ++r) found[r] = largest_of_line(lines[t], r);
-        const __m512i most = lines[t].along_k ? _mm512_load_si512(found) : plan.left_most.of(begin, depth);
-        const __m512 sums = k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, rows) : _mm512_setzero_ps();
+        const __m512i most = lines[t].along_k ? _mm512_load_si512(found) : plan.left_most(b).of(begin, b.depth);
+        const __m512 sums = b.k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, rows) : _mm512_setzero_ps();
         writers[t] = {reinterpret_cast<uint16_t*>(to + t * plan.tile_bytes), scales_for(most), sums};
         _mm512_store_ps(row_scales + t * WIDTH, inverse(writers[t].scale));
         if (lines[t].along_k) spread<1>(lines[t], writers[t]);
     }
-    for (int64_t i = 0; i < depth && !plan.left.along_k; ++i)
+    for (int64_t i = 0; i < b.depth && !plan.left.along_k; ++i)
         for (int64_t t = 0; t < count; ++t) writers[t](i, 0, lines[t].of_k(i, 0));
     for (int64_t t = 0; t < count && p.row_sums; ++t)
         store_first(p.row_sums, (tile + t) * TILE, FLOAT, lines[t].count, writers[t].sums);
 }
 
 // What a thread reads of A when it lays this group of tiles.
-Ahead rows_of_group(const Plan& plan, int64_t group, int64_t k, int64_t depth) {
+Ahead rows_of_group(const Plan& plan, int64_t group, const Block& b) {
     if (group >= plan.groups) return {};
     const int64_t begin = plan.first_tile(group) * TILE, end = least(plan.first_tile(group + 1) * TILE, plan.left.count);
-    const Lines lines = plan.left.part(begin, end - begin, k, depth);
+    const Lines lines = plan.left.part(begin, end - begin, b.k, b.depth);
     const int64_t size = size_of(lines.kind);
-    if (lines.along_k) return {lines.from, depth * size, lines.stride * size, lines.count};
-    return {lines.from, lines.count * size, lines.stride * size, depth};
+    if (lines.along_k) return {lines.from, b.depth * size, lines.stride * size, lines.count};
+    return {lines.from, lines.count * size, lines.stride * size, b.depth};
 }
 
 // What a tile and a panel have given goes to C, added to what is there unless it is the first block.
@@ -211,17 +238,16 @@ struct Fetched {
     }
 };
 
-void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64_t k, int64_t depth) {
+void group_times_panels(const Product& p, const Plan& plan, int64_t group, const Block& b) {
     char* own = plan.threads_at + thread() * plan.thread_bytes;
     float* row_scales = reinterpret_cast<float*>(own + plan.group * plan.tile_bytes);
     alignas(LINE) float sums[TILE * PANEL];
     const int64_t begin = plan.first_tile(group), count = plan.first_tile(group + 1) - begin;
     for (int64_t t = 0; t < count; t += TOGETHER)
-        lay_tiles(p, plan, begin + t, least(TOGETHER, count - t), k, depth, own + t * plan.tile_bytes,
-                  row_scales + t * WIDTH);
-    const int64_t runs = (depth + RUN - 1) / RUN, c_size = size_of(p.c_kind);
-    const char* there = static_cast<const char*>(k ? p.c : p.slope_at);
-    Fetched fetched{rows_of_group(plan, group + p.threads, k, depth), {}};  // most likely this thread's next
+        lay_tiles(p, plan, begin + t, least(TOGETHER, count - t), b, own + t * plan.tile_bytes, row_scales + t * WIDTH);
+    const int64_t runs = (b.depth + RUN - 1) / RUN, c_size = size_of(p.c_kind);
+    const char* there = static_cast<const char*>(b.k ? p.c : p.slope_at);
+    Fetched fetched{rows_of_group(plan, group + p.threads, b), {}};  // most likely this thread's next
     fetched.rows.spread_over(count * plan.panels * runs);
     for (int64_t chunk = 0; chunk < plan.panels; chunk += CHUNK)
         for (int64_t t = 0; t < count; ++t)
@@ -232,9 +258,8 @@ void group_times_panels(const Product& p, const Plan& plan, int64_t group, int64
                     fetched.there.spread_over(runs);
                 }
                 multiply<TILE, PANEL / (2 * WIDTH), RUN>(
-                    reinterpret_cast<uint16_t*>(own + t * plan.tile_bytes),
-                    reinterpret_cast<uint16_t*>(plan.panels_at + panel * plan.panel_bytes), depth, sums, fetched);
-                put(p, sums, row, panel * PANEL, row_scales + t * WIDTH, plan.column_scales(panel), !k);
+                    reinterpret_cast<uint16_t*>(own + t * plan.tile_bytes), plan.panel(b, panel), b.depth, sums, fetched);
+                put(p, sums, row, panel * PANEL, row_scales + t * WIDTH, plan.column_scales(b, panel), !b.k);
             }
 }
 
@@ -251,17 +276,24 @@ void halves_multiply(const Product* product) {
     const Product& p = *product;
     const Plan plan(p);
 #pragma omp parallel num_threads(p.threads)
-    for (int64_t k = 0; k < p.depth; k += plan.depth) {
-        const int64_t depth = least(plan.depth, p.depth - k);
-        const int64_t slabs = plan.left_most.slabs;
-#pragma omp for schedule(static)
-        for (int64_t slab = 0; slab < slabs + plan.right_most.slabs; ++slab)
-            slab < slabs ? plan.left_most.make(plan.left.part(0, p.rows, k, depth), slab)
-                         : plan.right_most.make(plan.right.part(0, p.columns, k, depth), slab - slabs);
-#pragma omp for schedule(dynamic)
-        for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(plan, panel, k, depth);
-#pragma omp for schedule(dynamic)
-        for (int64_t group = 0; group < plan.groups; ++group) group_times_panels(p, plan, group, k, depth);
+    // Threads wait for each other once a block; who has no group left goes on with what the next blocks need.
+    for (int64_t stage = -2; stage < plan.blocks; ++stage) {
+        if (stage >= 0) {
+            const Block b = plan.block(stage);
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t group = 0; group < plan.groups; ++group) group_times_panels(p, plan, group, b);
+        }
+        if (stage >= -1 && stage + 1 < plan.blocks) {
+            const Block b = plan.block(stage + 1);
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t panel = 0; panel < plan.panels; ++panel) lay_panel(plan, panel, b);
+        }
+        if (stage + 2 < plan.blocks) {
+            const Block b = plan.block(stage + 2);
+#pragma omp for schedule(dynamic) nowait
+            for (int64_t slab = 0; slab < plan.left_survey.slabs + plan.right_survey.slabs; ++slab) survey(plan, slab, b);
+        }
+#pragma omp barrier
     }
 }
 
