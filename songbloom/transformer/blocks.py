@@ -170,15 +170,17 @@ class TransformerLayer(nn.Module):
 
     def add_mlp(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """The layer's output from its input and what its attention half gave."""
-        y = x + a
         if self.training and self.recompute_mlp:
+            y = x + a
             m = recomputed(lambda y: self.mlp(self.mlp_norm(y)), y, random=self.has_dropout)
         else:
-            m = self.mlp(self.mlp_norm(y))
+            y, normed = self.mlp_norm.of_sum(x, a)
+            m = self.mlp(normed)
         return y + m if self.scale == 1.0 else torch.add(x, a + m, alpha=self.scale)
 
     def forward(self, x: torch.Tensor, encoder_kv: torch.Tensor | None = None) -> torch.Tensor:
-        return self.add_mlp(x, self.attention(self.attention_norm(x), encoder_kv))
+        x, normed = self.attention_norm.of_sum(x)
+        return self.add_mlp(x, self.attention(normed, encoder_kv))
 
     def extend(self, x: torch.Tensor, entries: torch.Tensor, before: int) -> torch.Tensor:
         """New positions ``x [N, m, width]`` after ``before`` earlier ones, which ``entries`` remembers; no dropout."""

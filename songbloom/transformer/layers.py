@@ -100,7 +100,15 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return layer_norm(x, self.weight, self.bias)
+        return self.of_sum(x)[1]
+
+    def of_sum(self, x: torch.Tensor, branch: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x + branch``, or x alone, and the norm of that: a residual sum and what the next branch begins with."""
+        found = fused_rows.layer_norm(x, self.weight, self.bias, LAYER_NORM_EPS, branch=branch)
+        if found is not None:
+            return found
+        x = x if branch is None else x + branch
+        return x, layer_norm(x, self.weight, self.bias)
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -109,9 +117,6 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tor
     On a CPU torch's kernel takes half inputs with float32 weights as they are and works in float32 inside; elsewhere
     the input is cast.
     """
-    found = fused_rows.layer_norm(x, weight, bias, LAYER_NORM_EPS)
-    if found is not None:
-        return found[1]
     if x.dtype == torch.float32 or x.device.type == "cpu":
         return F.layer_norm(x, weight.shape, weight.float(), bias.float(), LAYER_NORM_EPS)
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), LAYER_NORM_EPS).to(x.dtype)
