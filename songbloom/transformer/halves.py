@@ -6,7 +6,8 @@ power of two so that none overflows, and are summed in float32 (songbloom/transf
 nearer to those of float32 than those of bfloat16 products are, as float16 has three bits more; weights in float32 are
 read as they are.
 
-Everywhere else, for few rows and without gradients :func:`linear` and :func:`attention` are torch's.
+Everywhere else, for few rows and without gradients :func:`linear` and :func:`attention` are torch's; who asks for
+:func:`multiply` and :func:`softmax_attention` gets them.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def multiply(
     if not result.numel() or not depth:
         if row_sums is not None:
             row_sums.copy_(a.sum(1))
-        return result.zero_() if bias is None else result.copy_(bias.detach())
+        return _activated(result.zero_() if bias is None else result.copy_(bias.detach()), before, slope_at)
     a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
     bias = None if bias is None else bias.detach().float().contiguous()
     others = (None if x is None else x.data_ptr() for x in (bias, row_sums, before, slope_at))
@@ -136,14 +137,18 @@ def multiply(
     )  # fmt: skip
     needed = library.halves_scratch(ctypes.byref(product))
     if needed < 0:
-        result = multiply(a, b, bias=bias, row_sums=row_sums).to(dtype)
-        if before is not None:
-            result = F.silu(QUICK_GELU_SLOPE * before.copy_(result)) / QUICK_GELU_SLOPE
-        return result if slope_at is None else torch.ops.aten.silu_backward(result, QUICK_GELU_SLOPE * slope_at)
+        return _activated(multiply(a, b, bias=bias, row_sums=row_sums).to(dtype), before, slope_at)
     scratch = _scratch(needed)
     product.scratch = scratch.data_ptr()
     library.halves_multiply(ctypes.byref(product))
     return result
+
+
+def _activated(result: torch.Tensor, before: torch.Tensor | None, slope_at: torch.Tensor | None) -> torch.Tensor:
+    """What :func:`multiply` makes of a product."""
+    if before is not None:
+        result = F.silu(QUICK_GELU_SLOPE * before.copy_(result)) / QUICK_GELU_SLOPE
+    return result if slope_at is None else torch.ops.aten.silu_backward(result, QUICK_GELU_SLOPE * slope_at)
 
 
 _kept = threading.local()
@@ -232,7 +237,8 @@ def linear(
         x: ``[..., in]``.
         weight: ``[out, in]``.
         bias: ``[out]``.
-        dtype: of the result, x's unless given. Bfloat16 maps may so give float32, and take it, at no cost.
+        dtype: of the result, x's unless given. Bfloat16 maps may so give float32, and take it, at no cost; torch's map
+            is computed in this dtype.
 
     Returns:
         ``[..., out]``.
@@ -243,8 +249,7 @@ def linear(
     if torch.is_grad_enabled() and x.numel() * weight.shape[0] >= FEWEST and usable(half, x.device):
         y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
         return y.view(*x.shape[:-1], weight.shape[0])
-    x = x.to(half)
-    return F.linear(x, weight.to(half), None if bias is None else bias.to(half)).to(dtype)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 class _SoftmaxAttention(torch.autograd.Function):
@@ -294,7 +299,7 @@ def softmax_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False
 ) -> torch.Tensor:
     """Softmax attention in half precision, with softmax and sums in float32; each head of each item by itself, so that
-    what one gets depends on no other.
+    what one gets depends on no other. Within a head values of later positions may decide how earlier ones are rounded.
 
     Args:
         query: ``[N, heads, m, d]``, float32, bfloat16 or float16.
@@ -336,7 +341,8 @@ def attention(
     causal: bool = False,
 ) -> torch.Tensor:
     """torch's ``scaled_dot_product_attention``, but where :func:`usable`: such a CPU multiplies the small matrices of
-    bfloat16 slowest of all. There it is :func:`softmax_attention` in training, and else torch's in float32.
+    bfloat16 slowest of all. There it is :func:`softmax_attention` in training, where each thread has a head and enough
+    to compute, and else torch's in float32.
 
     Args:
         query: ``[.., m, d]``; key and value ``[.., l, d]``.

@@ -88,9 +88,8 @@ class Linear(nn.Linear):
         if not zero:
             nn.init.normal_(self.weight, std=std, generator=generator)
 
-    def forward(self, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """``[..., in]`` to ``[..., out]``, in x's dtype unless another is asked for."""
-        return linear(x, self.weight, self.bias, dtype)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -59,7 +59,7 @@ def test_the_error_does_not_grow_with_the_number_of_products(depth) -> None:
 
 
 @needs_halves
-@pytest.mark.parametrize(("left", "right"), [(1e30, 1e-30), (1e-30, 1e-8), (3e5, 3e5), (1e-20, 1e30)])
+@pytest.mark.parametrize(("left", "right"), [(1e30, 1e-30), (1e-30, 1e-8), (3e5, 3e5), (1e-20, 1e30), (1e-40, 1e30)])
 def test_sizes_beyond_a_halfs_reach_are_scaled(left, right) -> None:
     a, b = draw(40, 90, 3, torch.float32, False) * left, draw(90, 80, 4, torch.float32, False) * right
     assert error(halves.multiply(a, b), a.double() @ b.double()) < 1.5e-3
@@ -92,9 +92,11 @@ def test_infinities_and_nan_are_not_lost(dtype, transposed) -> None:
     a[3, 7], a[20, 9] = float("inf"), float("nan")
     if transposed:  # the numbers of one k lie together
         a = a.t().contiguous().t()
+    a[3, 8], a[5, 1] = -1e4, 6e4  # beside an infinity, and large by itself
     found = halves.multiply(a, b)
     assert found[3].isinf().all() and found[20].isnan().all()
-    others = [row for row in range(30) if row not in (3, 20)]
+    torch.testing.assert_close(found[5], torch.full((70,), float(a[5].float().sum())), rtol=1e-3, atol=0)
+    others = [row for row in range(30) if row not in (3, 5, 20)]
     assert (found[others] == 50).all()
 
 
@@ -104,6 +106,12 @@ def test_nothing_and_zeros() -> None:
     assert halves.multiply(torch.ones(0, 5), torch.ones(5, 2)).shape == (0, 2)
     assert halves.multiply(torch.ones(3, 0), torch.ones(0, 2), bias=bias).tolist() == [[1.0, 2.0]] * 3
     assert halves.multiply(torch.zeros(3, 5), torch.ones(5, 2), bias=bias).tolist() == [[1.0, 2.0]] * 3
+    before = torch.full((3, 2), 7.0)
+    assert (
+        halves.multiply(torch.ones(3, 0), torch.ones(0, 2), before=before).tolist()
+        == before.tolist()
+        == [[0.0] * 2] * 3
+    )
     with pytest.raises(ValueError, match=r"\[3, 5\] does not go with \[4, 2\]"):
         halves.multiply(torch.zeros(3, 5), torch.ones(4, 2))
 
@@ -405,7 +413,7 @@ def test_a_bfloat16_map_may_give_and_take_float32(monkeypatch) -> None:
 def test_few_rows_may_as_well() -> None:
     x, weight = draw(3, 20, 25, torch.bfloat16, False), draw(30, 20, 26, torch.float32, False)
     wide = halves.linear(x, weight, dtype=torch.float32)
-    assert torch.equal(wide, F.linear(x, weight.bfloat16()).float())
+    assert torch.equal(wide, F.linear(x.float(), weight))
     assert halves.linear(wide, weight.t().contiguous(), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 

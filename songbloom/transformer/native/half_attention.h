@@ -1,7 +1,9 @@
 // Softmax attention in half precision (see halves.h), forwards and backwards, without a matrix of all scores: FlashAttention's
 // order of things (Dao et al. 2022, algorithms 1 and 4; Dao 2023, section 3) with whole rows of scores at a time forwards.
 //
-// A unit is one head of one item. It is computed by one thread, and depends on nothing but itself.
+// A unit is one head of one item. It is computed by one thread, and depends on nothing but itself. Its channels of values
+// are scaled by their largest number at any position, so what later positions have may decide how the numbers of earlier
+// ones are rounded. Floats below 2^-126 are zeros here.
 
 #pragma once
 

@@ -104,12 +104,12 @@ inline __m512 quick_gelu_slope(__m512 x) {
     return _mm512_add_ps(gate, rest);
 }
 
-// The powers of two that take these magnitudes (as whole numbers) to between 4 and 8; 1 for nothing, infinities and NaN.
+// The powers of two that take these magnitudes (as whole numbers) to between 4 and 8, but for the smallest, which there is
+// no power for. Beside infinities and NaN, which stay what they are, whatever is finite becomes next to nothing.
 inline __m512 scales_for(__m512i largest) {
     const __m512i exponent = _mm512_srli_epi32(largest, 23);
-    const __m512i wanted = _mm512_min_epi32(_mm512_sub_epi32(_mm512_set1_epi32(127 + 2 + 127), exponent), _mm512_set1_epi32(253));
-    const __mmask16 usual = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(exponent, _mm512_set1_epi32(1)), _mm512_set1_epi32(254));
-    return _mm512_mask_blend_ps(usual, _mm512_set1_ps(1.0f), _mm512_castsi512_ps(_mm512_slli_epi32(wanted, 23)));
+    const __m512i wanted = _mm512_sub_epi32(_mm512_set1_epi32(127 + 2 + 127), exponent);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_min_epi32(wanted, _mm512_set1_epi32(253)), 23));
 }
 
 inline __m512 inverse(__m512 scales) { return _mm512_div_ps(_mm512_set1_ps(1.0f), scales); }
