@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,18 +55,21 @@ def _written(options: Hyperparams, keys: Sequence[str]) -> list[str]:
     ]
 
 
-def commands(begun: Mapping[str, Any], item: int, seconds: float) -> list[PageCommand]:
+def commands(begun: Mapping[str, Any], item: int, seconds: float, total: float = 0.0) -> list[PageCommand]:
     """The commands that go on from an item.
 
     Args:
         begun: of :func:`beginnings`; empty for none.
         item: its number.
         seconds: its length.
+        total: that of the song which the model was told it begins; 0 where it was told of none.
     """
     found = []
     name = str(begun.get("name", ""))
     if isinstance(begun.get("continue"), str):
         text = f"{begun['continue']} --pick={item} --branch={BRANCHES}"
+        if 0 < total < 2 * seconds:  # the longest that is proposed; a song is no shorter than its beginning
+            text += f" --total_sample_length_in_seconds={math.ceil(2 * seconds)}"
         found.append(PageCommand("go_on", text, f"{name}-{item}", seconds))
     if isinstance(begun.get("upsample"), str):
         found.append(PageCommand("refine", f"{begun['upsample']} --pick={item}", f"{name}-{item}-fine"))

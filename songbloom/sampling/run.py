@@ -388,7 +388,7 @@ class Run:
                 audio=files[index].name,
                 picture=f"item_{index}.png",
                 seed=str(seeds[index]) if index < len(seeds) else "",
-                commands=commands(self.going_on, index, each.seconds),
+                commands=commands(self.going_on, index, each.seconds, _total(data, index) / self.sample_rate),
                 asked=asked if ended[index] else 0.0,
                 **each._asdict(),
                 **words.for_page(self.folder, index, _info(data, index)),
@@ -404,6 +404,14 @@ class Run:
             codes=DATA,
             tree=f"../{tree.SCRIPT}",
         )
+
+
+def _total(data: LevelData, index: int) -> int:
+    """Samples of the song that the priors were told an item begins; 0 where they were told of none."""
+    for labels in reversed(data.labels):
+        if isinstance(labels, Mapping) and "y" in labels and labels["y"].shape[1] and len(labels["y"]) > index:
+            return int(labels["y"][index, 0])
+    return 0
 
 
 def _info(data: LevelData, index: int) -> Mapping[str, Any]:

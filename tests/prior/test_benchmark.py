@@ -28,8 +28,9 @@ def test_the_benchmark_prints_one_object_with_every_figure():
     for precision, rate in (("fp32", rates["fp32"]), ("bf16", rates[(here or ["bf16"])[0]])):
         train = result["train"][precision]
         assert abs(train["tokens_per_second"] - 64 / train["seconds_median"]) <= 0.01 * train["tokens_per_second"]
-        peak = train["seconds_median"] * rate * 1e9
-        assert abs(train["share_of_gemm_peak"] - train["model_operations"] / peak) < 1e-3
+        share = train["model_operations"] / (train["seconds_median"] * rate * 1e9)
+        # The rate is told to a tenth, which is much of a few where others use the machine.
+        assert abs(train["share_of_gemm_peak"] - share) <= share * 0.06 / rate + 1e-3
         for n in (1, 2):
             paths = result["sample"][f"{precision}, n_samples {n}"]
             assert paths["fast"]["tokens_per_second"] > 0 and paths["plain"]["tokens_per_second"] > 0

@@ -51,6 +51,13 @@ def test_a_run_that_is_complete_has_nothing_finer() -> None:
     assert going_on.commands({}, 0, 8.0) == []
 
 
+def test_a_song_that_was_told_its_length_is_told_a_longer_one_where_it_grows_beyond() -> None:
+    begun = {"name": "samples/a", "continue": "python sample.py --mode=continue --codes_file=samples/a"}
+    for told, said in ((0.0, ""), (16.0, ""), (15.9, "=16"), (8.0, "=16")):
+        (longer,) = going_on.commands(begun, 0, 8.0, told)
+        assert (f"--total_sample_length_in_seconds{said} " in longer.whole) == bool(said)
+
+
 def test_names_are_quoted_for_a_shell() -> None:
     options = asked(shlex.join([f"--name={NAME}"]))
     (longer,) = going_on.commands(going_on.beginnings(options, [0]), 0, 8.0)
