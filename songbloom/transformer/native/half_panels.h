@@ -45,7 +45,7 @@ struct HalfWriter {
 // What takes sixteen lines at most to where halves do not overflow; 1 for lines that are not there.
 inline __m512 scales_of(const halves::Lines& lines) {
     alignas(64) int32_t most[LANES] = {};
-    for (int i = 0; i < lines.count; ++i) most[i] = halves::largest_of_line(lines, i);
+    halves::largest(lines, most);
     return halves::scales_for(_mm512_load_si512(most));
 }
 

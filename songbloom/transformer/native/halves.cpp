@@ -173,7 +173,7 @@ void lay_tiles(const Product& p, const Plan& plan, int64_t tile, int64_t count, 
         const int64_t begin = (tile + t) * TILE, rows = least(TILE, p.rows - begin);
         lines[t] = plan.left.part(begin, rows, b.k, b.depth);
         alignas(LINE) int32_t found[WIDTH] = {};
-        for (int64_t r = 0; r < rows && lines[t].along_k; ++r) found[r] = largest_of_line(lines[t], r);
+        if (lines[t].along_k) largest(lines[t], found);
         const __m512i most = lines[t].along_k ? _mm512_load_si512(found) : plan.left_most(b).of(begin, b.depth);
         const __m512 sums = b.k && p.row_sums ? load_first(p.row_sums, begin, FLOAT, rows) : _mm512_setzero_ps();
         writers[t] = {reinterpret_cast<uint16_t*>(to + t * plan.tile_bytes), scales_for(most), sums};
