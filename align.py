@@ -59,7 +59,10 @@ from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
 
 ALIGNED = "data_align.pth.tar"
-FOLLOWS = 0.5  # share of tokens within 0.25 s from which a head is said to follow the words
+NO_HEAD = (
+    "note: no head follows the words yet, so the times that it gives mean little; train longer, or with "
+    "--alignment_loss_fraction (docs/alignment.md)"
+)
 LISTENED = 4  # songs of a run on which the best head is looked for
 USAGE = (
     "usage: python align.py --find --model=MODEL --data_jsonl=FILE [--key=value …]\n"
@@ -251,11 +254,8 @@ def find(options: Hyperparams) -> list[HeadScore]:
     if world().is_main:
         written = heads.write_choice(model.weights, choice)
         say(f"the best, layer {best.layer}, head {best.head}, is written to {' and '.join(map(str, written))}")
-        if best.right is not None and best.right < FOLLOWS:
-            say(
-                "note: no head follows the words yet, so the times that it gives mean little; train longer, or with "
-                "--alignment_loss_fraction (docs/alignment.md)"
-            )
+        if choice.follows is False:
+            say(NO_HEAD)
     return ranked
 
 
@@ -326,6 +326,8 @@ def align(options: Hyperparams) -> Path:
     data = levels[finest]
     labels = labels_of(data, top, folder)
     choice = chosen(options, model)
+    if choice.follows is False:
+        say(NO_HEAD)
     settings = run.settings.get(f"level_{top}", {})
     hop = max(1, int((options.hop_fraction or settings.get("hop_fraction") or 0.25) * model.prior.n_ctx))
     precision = options.precision or settings.get("precision") or "fp32"
@@ -340,6 +342,7 @@ def align(options: Hyperparams) -> Path:
             seconds = model.prior.hop_length / model.vqvae.sample_rate
             times = alignment.token_times(matrix, seconds, shift=choice.shift)
             write_item(folder, index, matrix, times, labels.infos[index], choice, seconds)
+        say(f"timed item {index}, {index + 1} of {len(data.codes[top])}")
     if world().is_main:
         checkpoint.save(run.level_folder(finest) / ALIGNED, {**data.plain(), "alignments": found})
         run.open()  # reads the pages anew
@@ -379,12 +382,13 @@ def align_songs(options: Hyperparams, sampled: Hyperparams, run: Run, data: Leve
             f"layer {choice.layer}, head {choice.head}: {sampled.model!r} has layers 0 to {config.prior_depth - 1}, "
             f"each with heads 0 to {config.heads - 1}"
         )
-    for item in worded:
+    for number, item in enumerate(worded, start=1):
         song = data.codes[0][item], data.codes[1][item], told[item]
         _, matrix = next(songbloom_alignment.matrices(prior, *song, [(choice.layer, choice.head)]))
         times = songbloom_alignment.token_times(matrix, seconds, shift=choice.shift)
         if world().is_main:
             write_item(run.folder, item, matrix, times, infos[item], choice, seconds)
+        say(f"timed item {item}, {number} of {len(worded)}")
     if world().is_main:
         run.open()  # reads the pages anew
         run.write_pages()
@@ -463,6 +467,7 @@ def write_item(
         "layer": choice.layer,
         "head": choice.head,
         "shift": choice.shift,
+        "guessed": choice.follows is False,
         "seconds": round(len(matrix) * seconds, 3),
     }
     words.write_words(place / f"item_{index}.json", pieces, lyrics, times, about)

@@ -26,7 +26,7 @@ from songbloom import distributed
 from songbloom.audio.files import read_audio, write_wav
 from songbloom.data.manifest import Song, songs_from
 from songbloom.distributed import say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.evaluation import distances
 from songbloom.evaluation.embeddings import REGISTRY, Embedding, make_embedding
 from songbloom.evaluation.listening import Item, Listened, compare, listen, pitch_distance, summary
@@ -190,7 +190,7 @@ def items_of(options: Hyperparams) -> list[Item]:
         try:
             words = Path(options.lyrics_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--lyrics_file={options.lyrics_file}: cannot be read as text ({error})") from error
+            raise UserError(f"--lyrics_file={options.lyrics_file}: cannot be read as text ({reason(error)})") from error
         items = [item if item.lyrics else replace(item, lyrics=words) for item in items]
     return items[: options.songs] if options.songs else items
 
@@ -215,7 +215,7 @@ def _items(songs: Sequence[Song]) -> list[Item]:
             try:
                 lyrics = beside.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{beside}: cannot be read as text ({error})") from error
+                raise UserError(f"{beside}: cannot be read as text ({reason(error)})") from error
         language = song.extra.get("language")
         name = song.path.name if song.idx is None else f"{song.idx}: {song.path.name}"
         made.append(Item(song.path, name, lyrics, str(language) if language else None))
@@ -298,7 +298,7 @@ def lost(
     try:
         told = distances.compare(sound, made, rate).plain()
     except ValueError as error:
-        raise UserError(f"{item.path}: cannot be sent through the codec ({error})") from error
+        raise UserError(f"{item.path}: cannot be sent through the codec ({reason(error)})") from error
     if len(sound) == round(options.codec_seconds * rate):
         return told
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+def reason(error: Exception) -> str:
+    """Why something failed, to be put into a message that names the file itself: without number and path."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
     """`` (did you mean 'x'?)`` for the option nearest to ``word``, or an empty string when none is near.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def _lives(process: int) -> bool:
 
 def unwritable(path: str | Path, error: OSError) -> UserError:
     """What to tell of a file that cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror or error}); free space or change the folder")
+    return UserError(f"{path}: cannot be written ({reason(error)}); free space or change the folder")
 
 
 @contextlib.contextmanager

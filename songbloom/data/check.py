@@ -17,7 +17,7 @@ from songbloom.data.fields import located
 from songbloom.data.findings import Report, SongFacts
 from songbloom.data.manifest import record_of
 from songbloom.data.sound_facts import Memory, SoundFacts
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import write_text
 from songbloom.lyrics.song import LANGUAGES
 from songbloom.lyrics.tokens import Tokens
@@ -103,7 +103,7 @@ def _read(path: Path, report: Report) -> list[Row]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        report.add(name, 0, "error", "unreadable", (error.strerror or str(error)).lower())
+        report.add(name, 0, "error", "unreadable", reason(error).lower())
         return []
     rows: list[Row] = []
     empty = True

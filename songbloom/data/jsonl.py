@@ -9,7 +9,7 @@ from typing import Any
 
 from songbloom.data.fields import moved
 from songbloom.data.manifest import record_of
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import write_text
 
 
@@ -23,7 +23,7 @@ def read_lines(path: str | Path, option: str) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{option}={path}: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"{option}={path}: {reason(error).lower()}") from error
     records = []
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line := raw.strip():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import write_text
 
 VERSIONS = (2, 3)
@@ -124,7 +124,7 @@ class LabelTables:
             try:
                 text = Path(path).expanduser().read_text(encoding="utf-8-sig")
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+                raise UserError(f"{path}: cannot be read ({reason(error).lower()})") from error
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: is not UTF-8 text; save the file as UTF-8") from error
             tables.append(parse_table(text, str(path)))

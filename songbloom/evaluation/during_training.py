@@ -20,7 +20,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.evaluation import phonemes
 from songbloom.evaluation.listening import PRESENT
 from songbloom.evaluation.recogniser import Recogniser, load_recogniser
@@ -102,7 +102,7 @@ def read_words(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--eval_lyrics={path}: cannot be read as text ({error})") from error
+        raise UserError(f"--eval_lyrics={path}: cannot be read as text ({reason(error)})") from error
 
 
 def hear_samples(

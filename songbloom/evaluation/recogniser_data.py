@@ -18,7 +18,7 @@ from torch import Tensor
 
 from songbloom.audio.files import read_audio
 from songbloom.data.manifest import Song
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.evaluation.phonemes import CLASS_OF
 from songbloom.evaluation.recogniser import FRAME_SECONDS, RecogniserConfig
 from songbloom.lyrics.tags import find_tags
@@ -55,7 +55,7 @@ def read_phonemes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         rows = json.loads(path.read_text(encoding="utf-8"))["phonemes"]
         rows = [(float(r["start"]), float(r["end"]), str(r["phoneme"])) for r in rows if r["phoneme"] not in _SILENT]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no phonemes with times can be read there ({error})") from error
+        raise UserError(f"{path}: no phonemes with times can be read there ({reason(error)})") from error
     strange = sorted({phoneme for _, _, phoneme in rows} - set(CLASS_OF))
     if strange:
         raise UserError(f"{path}: phoneme {strange[0]!r} is none of Japanese in Open JTalk's names")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from songbloom import __version__
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import whole_file, write_text
 from songbloom.lora.places import Place, module_of, places, published_keys
 from songbloom.published.safetensors import read_safetensors
@@ -340,9 +340,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); peft's files are two, side by side"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); peft's files are two, side by side") from error
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error})") from error
     if not isinstance(config, dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 
 SUFFIX = ".safetensors"
 _TYPES = {
@@ -57,6 +57,6 @@ def read_safetensors(path: Path | str) -> dict[str, Tensor]:
             made[name] = (part.clone() if first % dtype.itemsize else part).view(dtype).view(shape)
         return made
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path}: not a safetensors file that can be read ({str(error)[:80]})") from error

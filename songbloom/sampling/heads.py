@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from songbloom.data.labels import Labels
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import write_text
 from songbloom.sampling import alignment
 from songbloom.sampling.alignment import Times
@@ -30,6 +30,7 @@ Head = tuple[int, int]
 
 NEAR = 0.25  # seconds; a word time that is nearer to the truth than this is called right
 LATEST = 0.5  # seconds; no head is taken to be later or earlier than this
+FOLLOWS = 0.5  # share of right words from which a head is said to follow them
 _MEMORY = 1 << 30  # bytes of matrices at a time; more heads than fit are measured in turns
 
 
@@ -243,6 +244,12 @@ class Choice:
     weights: str = ""
     found: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def follows(self) -> bool | None:
+        """Whether it follows the words on songs whose times are known; None where nobody measured that."""
+        right = self.found.get("right")
+        return None if right is None else right >= FOLLOWS
+
 
 def choice_file(weights: Path | str) -> Path:
     """Where the choice for a file of weights lies: ``checkpoint_latest.alignment.json`` beside the weights."""
@@ -290,4 +297,4 @@ def read_choice(weights: Path | str) -> Choice | None:
             dict(content["found"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run align.py --find again, or remove it") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); run align.py --find again, or remove it") from error

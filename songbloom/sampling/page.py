@@ -82,6 +82,7 @@ class PageItem:
         picture: the spectrogram's file, relative to the folder of the level; empty for none.
         artist, genre: who sings and in what style; empty where the model is told of neither.
         words: the lyrics, piece by piece and with all that stands between them; empty for none.
+        guessed: the words' times come from a head that does not follow the words.
         attention: the picture's file of what the model looked at while it sang (time to the right, the first word at
             the top), relative to the folder of the level; empty for none.
         files: more files to take away, as (word, file) pairs; words are keys of ``page_assets/words.json``.
@@ -98,6 +99,7 @@ class PageItem:
     artist: str = ""
     genre: str = ""
     words: Sequence[PageWord] = ()
+    guessed: bool = False
     attention: str = ""
     files: Sequence[tuple[str, str]] = ()
     seed: str = ""
@@ -267,8 +269,9 @@ def _lyrics(item: PageItem) -> str:
         return ""
     text = "".join(word.text for word in item.words)
     language = "ja" if _JAPANESE.search(text) else "en"
+    note = f'<p class="guessed">{_word("guessed")}</p>\n' if item.guessed else ""
     return (
-        f'<ol class="lyrics" data-label="lyrics" aria-label="Lyrics" lang="{language}"></ol>\n'
+        f'{note}<ol class="lyrics" data-label="lyrics" aria-label="Lyrics" lang="{language}"></ol>\n'
         f'<noscript><p class="lyrics" lang="{language}">{html.escape(text)}</p></noscript>'
     )
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from songbloom import __version__
 from songbloom.distributed import broadcast_object, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import hold, write_text
 from songbloom.published.fetch import content_digest
 from songbloom.sampling import journal, preview, sound, tree, words
@@ -118,7 +118,7 @@ def fingerprint(path: Path | str) -> str:
         try:
             found = content_digest(Path(path))
         except (OSError, zipfile.BadZipFile) as error:
-            problem = f"{path}: cannot be read ({error})"
+            problem = f"{path}: cannot be read ({reason(error)})"
     found, problem = broadcast_object((found, problem))
     if problem:
         raise UserError(problem)
@@ -233,7 +233,7 @@ class Run:
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}: has no {RECORD}, so it is not a run to go on with; {advice}") from error
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{record}: cannot be read ({error}); {advice}") from error
+            raise UserError(f"{record}: cannot be read ({reason(error)}); {advice}") from error
         different = differences(there, self.settings)
         if different:
             raise UserError(f"{self.folder}: holds a run with other settings ({'; '.join(different)}); {advice}")
@@ -445,7 +445,9 @@ def reopen(folder: Path | str) -> tuple[Run, dict[int, LevelData]]:
             going_on=content.get("going_on"),
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{record}: no run of sample.py to be read there ({error}); give its --name") from error
+        raise UserError(
+            f"{record}: no run of sample.py can be read there ({reason(error)}); give the --name of one"
+        ) from error
     levels = run.open()
     if not levels:
         raise UserError(f"{folder}: no level of this run is written yet; run sample.py first")

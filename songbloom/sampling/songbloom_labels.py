@@ -15,7 +15,7 @@ from torch import Tensor
 
 from songbloom.audio.files import read_audio
 from songbloom.distributed import say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.hyperparams import Hyperparams
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.sampling.labelling import Asked
@@ -185,7 +185,9 @@ def rows_of_input(path: str) -> list[tuple[str, Asked]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input_jsonl={path}: cannot be read ({error}); give a JSONL file in UTF-8") from error
+        raise UserError(
+            f"--input_jsonl={path}: cannot be read ({reason(error)}); give a JSONL file in UTF-8"
+        ) from error
     rows: list[tuple[str, Asked]] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from songbloom.audio.files import WaveWriter
 from songbloom.audio.mel import MelPicture, write_png
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import written_beside
 from songbloom.sampling.page import WAVE_BINS, wave_path
 
@@ -86,7 +86,7 @@ class SoundWriter:
             )
         except (soundfile.LibsndfileError, OSError) as error:
             self._beside.__exit__(type(error), error, error.__traceback__)
-            raise UserError(f"{self.path}: cannot be written ({error})") from error
+            raise UserError(f"{self.path}: cannot be written ({reason(error)})") from error
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -101,7 +101,7 @@ class SoundWriter:
         try:
             self._file.write(np.clip(np.nan_to_num(audio), -1.0, 1.0))
         except (soundfile.LibsndfileError, OSError) as error:
-            raise UserError(f"{self.path}: cannot be written ({error}); free space or change --name") from error
+            raise UserError(f"{self.path}: cannot be written ({reason(error)}); free space or change --name") from error
 
 
 def check_format(kind: str, sample_rate: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import write_text
 from songbloom.lyrics.timed_text import Builder, TimedText
 from songbloom.sampling.page import PageWord
@@ -218,8 +218,8 @@ def timed_text(words: Sequence[PageWord]) -> TimedText:
     return builder.build()
 
 
-def read_words(path: Path | str) -> list[PageWord]:
-    """The words in a file of :func:`write_words`.
+def read_words(path: Path | str) -> tuple[list[PageWord], bool]:
+    """The words in a file of :func:`write_words`, and whether their times are no more than a guess.
 
     Raises:
         UserError: it cannot be read or is something else.
@@ -230,9 +230,11 @@ def read_words(path: Path | str) -> list[PageWord]:
         for word in content["words"]:
             start, end = (None if word[key] is None else float(word[key]) for key in ("start", "end"))
             words.append(PageWord(str(word["text"]), start, end, str(word.get("reading", ""))))
+        return words, bool(content.get("guessed", False))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: holds no words ({error}); run align.py --name again to write it anew") from error
-    return words
+        raise UserError(
+            f"{path}: holds no words ({reason(error)}); run align.py --name again to write it anew"
+        ) from error
 
 
 def for_page(run: Path, index: int, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +255,7 @@ def for_page(run: Path, index: int, info: Mapping[str, Any]) -> dict[str, Any]:
         beside = f"../{FOLDER}/item_{index}"
         there = [(word, beside + suffix) for word, suffix in files if place.with_suffix(suffix).is_file()]
         picture = beside + ".png" if place.with_suffix(".png").is_file() else ""
-        return {**shown, "words": read_words(place), "attention": picture, "files": there}
+        pieces, guessed = read_words(place)
+        return {**shown, "words": pieces, "guessed": guessed, "attention": picture, "files": there}
     lyrics = lyrics_of(info)
     return {**shown, "words": words_of(lyrics, [None] * len(lyrics.spans))}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import written_beside
 
 SUFFIXES = (".pt", ".npy", ".npz")
@@ -47,10 +47,10 @@ def read_sketch(path: Path | str, codes: int) -> Tensor:
             f"{path}: holds more than plain tensors, which is not safe to read; save the codes alone"
         ) from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
     except (ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:80]
-        raise UserError(f"{path}: damaged, or no sketch ({reason})") from error
+        first = next(iter(str(error).splitlines()), type(error).__name__)[:80]
+        raise UserError(f"{path}: damaged, or no sketch ({first})") from error
     return checked_sketch(content, codes, str(path))
 
 

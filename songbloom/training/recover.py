@@ -14,7 +14,7 @@ from songbloom import distributed
 from songbloom.audio.files import AudioError, read_audio
 from songbloom.data.manifest import Song
 from songbloom.distributed import say
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.prior.songbloom.generate import generate
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.prior.songbloom.settings import GenerationSettings
@@ -81,7 +81,7 @@ def songs_with_codes(folder: Path | str, codes: int) -> Iterator[Sung]:
         try:
             audio = read_audio(sound, sample_rate=48000)
         except (AudioError, OSError) as error:
-            raise UserError(f"{sound}: cannot be read ({error})") from error
+            raise UserError(f"{sound}: cannot be read ({reason(error)})") from error
         pairs += 1
         yield Sung(read_sketch(path, codes), torch.from_numpy(audio).float(), 48000)
     if not pairs:

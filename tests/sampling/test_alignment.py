@@ -296,7 +296,7 @@ def test_words_go_to_a_file_and_back(tmp_path: Path) -> None:
     times = [None] * 8 + [(1.0, 1.5), (1.5, 2.0), None, (2.25, 3.0)] + [None] * 4
     pieces = words.words_of(lyrics, times)
     words.write_words(tmp_path / "w.json", pieces, lyrics, times, {"layer": 1})
-    assert words.read_words(tmp_path / "w.json") == pieces
+    assert words.read_words(tmp_path / "w.json") == (pieces, False)
     write_lrc(tmp_path / "w.lrc", words.timed_text(pieces), enhanced=True)
     heard = read_lrc(tmp_path / "w.lrc")
     assert [piece.text for piece in heard] == ["さ", "く、", "ら"]

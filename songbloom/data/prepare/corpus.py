@@ -19,7 +19,7 @@ from songbloom.data.fields import path_for
 from songbloom.data.prepare import layout
 from songbloom.data.prepare.layout import Phrase
 from songbloom.data.sound_facts import SILENCE
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import hold, write_text
 from songbloom.lyrics.timed_text import TimedText
 
@@ -250,7 +250,7 @@ def _recipe(material: Material, choices: Choices, terms: Terms) -> str:
         try:
             stat = path.stat()
         except OSError as error:
-            raise LeftOut(f"{path}: {(error.strerror or str(error)).lower()}") from error
+            raise LeftOut(f"{path}: {reason(error).lower()}") from error
         stamps.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns])
     made_of = [
         VERSION, stamps, material.text, material.language, dict(material.extra), list(terms[:2]),

@@ -28,7 +28,7 @@ from songbloom.data.prepare.corpus import (
     existing_folder,
     write_songs,
 )  # fmt: skip
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, did_you_mean, reason
 from songbloom.lyrics.musicxml import read_musicxml
 from songbloom.lyrics.timed_text import SCORES, TimedText
 
@@ -84,9 +84,9 @@ def download(folder: Path, audio_type: str, musicxml_type: str) -> None:
             allow_patterns=[f"*{audio_type}.wav", scores, "*meta.csv"],
         )
     except Exception as error:  # the package has dozens of its own, from no network to no consent
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{REPOSITORY} cannot be downloaded ({reason[:160]}); accept its terms on its page, log in with "
+            f"{REPOSITORY} cannot be downloaded ({first[:160]}); accept its terms on its page, log in with "
             "huggingface-cli login, or give --no_download"
         ) from error
 
@@ -161,7 +161,7 @@ def _meta(root: Path, folder: Path) -> dict[str, dict[str, str]]:
                 with place.open(encoding="utf-8-sig", newline="") as file:
                     rows = list(csv.DictReader(file))
             except (OSError, UnicodeDecodeError, csv.Error) as error:
-                raise UserError(f"{place}: cannot be read as a table ({error})") from error
+                raise UserError(f"{place}: cannot be read as a table ({reason(error)})") from error
             return {str(cell): row for row in rows for cell in row.values() if isinstance(cell, str) and cell}
     return {}
 

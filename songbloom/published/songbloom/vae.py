@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.vae.config import VAEConfig
 
 BUNDLED = "vae.vae."  # where a file of the whole song model holds its VAE
@@ -214,7 +214,8 @@ def config_from_published(content: Mapping[str, Any], **changes: Any) -> VAEConf
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"the VAE's configuration lacks an entry, or has an unusable one ({error}): give the json published with it"
+            f"the VAE's configuration lacks an entry, or has an unusable one ({reason(error)}): give the json "
+            "published with it"
         ) from error
     for side, kind in kinds.items():
         if kind != "oobleck":
@@ -242,7 +243,7 @@ def read_config(path: Path | str, **changes: Any) -> VAEConfig:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a VAE's json configuration ({error})") from error
+        raise UserError(f"{path}: cannot be read as a VAE's json configuration ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no VAE's configuration; give the json published with it")
     return config_from_published(content, **changes)
