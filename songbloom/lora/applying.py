@@ -14,10 +14,12 @@ from songbloom.lora import files
 from songbloom.lora.files import AdapterFile
 from songbloom.lora.lightning import BASE_FILE, read_any
 from songbloom.lora.places import module_of, published_keys
-from songbloom.lora.words import grow_vocabulary
+from songbloom.lora.words import grow_vocabulary, started_rows
 from songbloom.prior.songbloom.layers import Embedding
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.transformer.lora import LowRank, add_adapter, bake
+
+_LYRICS = "lyrics.tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,20 @@ def identity(adapters: Mapping[int, Sequence[Scaled]]) -> dict[str, Any]:
 
 
 def vocabulary_of(adapters: Sequence[Scaled]) -> dict[str, Any]:
-    """The setting ``lyric_symbols`` of a prior with these adapters; nothing where they leave the prior's own."""
-    longest = max((_vocabulary(each.adapter) for each in adapters), key=len, default=())
+    """The setting ``lyric_symbols`` of a prior with these adapters; nothing where they leave the prior's own.
+
+    Raises:
+        UserError: two of them number their symbols in different ways.
+    """
+    widest = max(adapters, key=lambda each: len(_vocabulary(each.adapter)), default=None)
+    longest = _vocabulary(widest.adapter) if widest else ()
+    for each in adapters:
+        own = _vocabulary(each.adapter)
+        if widest and own != longest[: len(own)]:
+            raise UserError(
+                f"{each.adapter.path} and {widest.adapter.path} were trained with different symbols for words "
+                "(--lyrics_vocab): use one at a time"
+            )
     return {"lyric_symbols": longest} if longest else {}
 
 
@@ -174,10 +188,17 @@ def apply(model: nn.Module, adapters: Sequence[Scaled]) -> None:
     """
     for each in adapters:
         check(model, each.adapter)
+    symbols = vocabulary_of(adapters).get("lyric_symbols")
+    if symbols and isinstance(model, SongBloomPrior):
+        _grow(model, symbols)
+    changes: dict[str, Tensor] = {}
+    for each in adapters:
+        for name, value in whole_of(model, each.adapter).items():
+            weight = model.get_parameter(name).data.float()
+            change = changes.setdefault(name, torch.zeros_like(weight))
+            part = slice(len(value)) if value.ndim else ()
+            change[part] += each.scale * (value.to(weight) - weight[part])
     for index, each in enumerate(adapters):
-        symbols = _vocabulary(each.adapter)
-        if symbols and isinstance(model, SongBloomPrior):
-            grow_vocabulary(model, symbols)
         for key, place in files.fitting(model, each.adapter)[0].items():
             entry = each.adapter.entries[key]
             rank = len(entry.A)
@@ -187,17 +208,39 @@ def apply(model: nn.Module, adapters: Sequence[Scaled]) -> None:
             low_rank.B.copy_(entry.B)
             add_adapter(model.get_submodule(place.module), f"{index}_{place.part}", low_rank)
     bake(model)
-    for each in adapters:
-        embeddings = dict(_embeddings(model))
-        for key, (ids, values) in each.adapter.rows.items():
-            table = embeddings[key].weight.data
-            known = int(each.adapter.about.get("known_rows", len(table)))
-            rows = torch.tensor(ids, device=table.device)
-            scale = torch.where(rows < known, each.scale, 1.0)[:, None]  # a new row has nothing to lean on
-            table[rows] += (scale * (values.to(table) - table[rows])).to(table.dtype)
-        for name, value in _whole(model, each.adapter)[0].items():
-            weight = model.get_parameter(name).data
-            weight += each.scale * (value.to(weight) - weight)
+    for name, change in changes.items():
+        weight = model.get_parameter(name).data
+        weight.copy_(weight.float() + change)
+
+
+def _grow(prior: SongBloomPrior, symbols: Sequence[str]) -> None:
+    """Give the lyric table rows for ``symbols``; new ones are what training starts them as."""
+    known = len(prior.lyrics.tokens.weight)
+    ids, values = started_rows(prior.lyrics.tokens.weight.detach(), symbols[:known], symbols, learned=True)
+    grow_vocabulary(prior, symbols)
+    prior.lyrics.tokens.weight[ids] = values
+
+
+def whole_of(model: nn.Module, adapter: AdapterFile) -> dict[str, Tensor]:
+    """The weights that a file has whole, by our names, with its rows of embeddings in them.
+
+    The lyric table may have fewer rows than the model's, whose vocabulary may be a larger one.
+
+    Raises:
+        UserError: they are of other shapes.
+    """
+    found, problems = _whole(model, adapter)
+    if problems:
+        raise UserError(_told(adapter, problems))
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, Embedding)):
+            for key in map(module_of, published_keys(model, f"{name}.weight")):
+                if key in adapter.rows:
+                    ids, values = adapter.rows[key]
+                    table = found.get(f"{name}.weight", module.weight.detach()).float().clone()
+                    table[list(ids)] = values.to(table)
+                    found[f"{name}.weight"] = table
+    return found
 
 
 def _vocabulary(adapter: AdapterFile) -> tuple[str, ...]:
@@ -219,12 +262,15 @@ def _whole(model: nn.Module, adapter: AdapterFile) -> tuple[dict[str, Tensor], l
     found: dict[str, Tensor] = {}
     left = dict(adapter.full)
     for name, parameter in model.named_parameters():
+        if files.is_beside(name):
+            continue
         keys = list(published_keys(model, name, torch.empty(parameter.shape, device="meta")))
         keys = [key for key in keys if key in left]
         if keys:
             parts = [left.pop(key).float() for key in keys]
             value = torch.cat(parts) if len(parts) > 1 else parts[0]
             found[name] = value.t() if keys[0].endswith(".w") else value
-            if found[name].shape != parameter.shape:
+            smaller = name == _LYRICS and _vocabulary(adapter) and len(value) < len(parameter)
+            if found[name].shape[bool(smaller) :] != parameter.shape[bool(smaller) :]:
                 return {}, [f"{keys[0]} is {list(value.shape)} there and {list(parameter.shape)} in this model"]
     return found, [f"has {key}, which this model has not" for key in left]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from songbloom.transformer.lora import LowRank, adapters_of, rows_of
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapter"
 """Where a training run keeps its adapter."""
+WHAT_TO_GIVE = f"give a folder with {TENSORS}, or the folder of a run of train.py --lora"
 PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _TYPES = {
@@ -259,11 +261,12 @@ def adapter_folder(path: str | Path) -> Path:
     for folder in (path, path / FOLDER, path.parent):
         if (folder / TENSORS).is_file() and (folder != path.parent or path.name in (TENSORS, CONFIG)):
             return folder
-    if (path.parent / FOLDER / TENSORS).is_file() and path.is_file():
-        return path.parent / FOLDER  # a checkpoint of the run
-    raise UserError(
-        f"{path}: no adapter is there: give a folder with {TENSORS}, or the folder of a run of train.py --lora"
-    )
+    if path.is_file():  # a checkpoint of the run
+        step = re.match(r"checkpoint_step_(\d+)\.", path.name)
+        folder = path.parent / (f"{FOLDER}_step_{step[1]}" if step else FOLDER)
+        if (folder / TENSORS).is_file():
+            return folder
+    raise UserError(f"{path}: no adapter is there: {WHAT_TO_GIVE}")
 
 
 def read(path: str | Path) -> AdapterFile:

@@ -10,6 +10,7 @@ from songbloom.errors import UserError
 from songbloom.lora import files
 from songbloom.lora.files import AdapterFile, Entry, digest_of, state_digest
 from songbloom.published.songbloom import lightning
+from songbloom.training.checkpoint import NotACheckpoint
 from songbloom.training.weights import open_content
 
 BASE_FILE = "base_file"
@@ -27,7 +28,13 @@ def read_any(path: str | Path, alpha: float | None = None) -> AdapterFile:
         UserError: there is none, it is broken, or alpha is missing.
     """
     path = Path(path)
-    found = read(path, alpha) if path.is_file() and path.name not in (files.TENSORS, files.CONFIG) else None
+    try:
+        found = read(path, alpha) if path.is_file() and path.name not in (files.TENSORS, files.CONFIG) else None
+    except UserError as error:
+        if not isinstance(error.__cause__, NotACheckpoint):
+            raise
+        told = str(error.__cause__).replace("no checkpoint, but", "no adapter, but")
+        raise UserError(f"{told}; {files.WHAT_TO_GIVE}, or a Lightning checkpoint with adapters") from error
     return found or files.read(path)
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.lora import files
+from songbloom.lora.applying import whole_of
 from songbloom.lora.lightning import read_any
 from songbloom.lora.places import Place, chosen, module_of, published_keys, split_targets
 from songbloom.lora.words import Words, train_words
-from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged
+from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged, rows_of
 
 if TYPE_CHECKING:
     from songbloom.training.tasks import Task
@@ -230,10 +231,10 @@ def without_gradient(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
-    """Give fresh adapters, and own rows, the numbers of a file, to train on from there.
+    """Give fresh adapters, own rows, and what is trained whole, the numbers of a file, to train on from there.
 
     Raises:
-        UserError: the file's adapters stand elsewhere or have another rank.
+        UserError: the file's adapters stand elsewhere or have another rank, or it has trained more than is trained now.
     """
     left = set(adapter.entries)
     for name, module in model.named_modules():
@@ -278,6 +279,31 @@ def begin_from(model: nn.Module, adapter: files.AdapterFile) -> None:
             f"{adapter.path}: also adapts {sorted(left)[0]} ({len(left)} in all), which "
             "--lora_target_modules leaves out"
         )
+    _begin_whole(model, adapter)
+
+
+def _begin_whole(model: nn.Module, adapter: files.AdapterFile) -> None:
+    """Give own rows and what is trained whole the numbers of a file.
+
+    Raises:
+        UserError: the file has some that are not trained here.
+    """
+    for name, value in whole_of(model, adapter).items():
+        own = rows_of(model.get_submodule(module_of(name)))
+        ids = {row for key in published_keys(model, name) for row in adapter.rows.get(module_of(key), ((),))[0]}
+        if ids - set(own.ids.tolist() if own is not None else ()):
+            raise UserError(
+                f"{adapter.path}: trains {len(ids)} rows of {module_of(name)}, not all of which are trained here: give "
+                "the --lora_train_rows and --lyrics_vocab that it was trained with"
+            )
+        if own is not None and ids:
+            mine = torch.tensor([row in ids for row in own.ids.tolist()], device=own.values.device)
+            own.values[mine] = value.to(own.values)[own.ids[mine]]
+        weight = model.get_parameter(name)
+        if any(key in adapter.full for key in published_keys(model, name)):
+            if not weight.requires_grad:
+                raise UserError(f"{adapter.path}: was trained with --lora_train_all: give it here, too")
+            weight[: len(value)] = value.to(weight)
 
 
 def adapt(

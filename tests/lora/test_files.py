@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from songbloom.errors import UserError
 from songbloom.lora import files
-from songbloom.lora.applying import Scaled, apply, check, level_of, parse, read_all
+from songbloom.lora.applying import Scaled, apply, check, level_of, parse, read_all, vocabulary_of
 from songbloom.lora.places import linears, published_keys
 from songbloom.lora.training import LoRA, LoRASettings, begin_from
 from songbloom.lora.words import train_words
@@ -289,3 +289,110 @@ def test_codes_of_a_laid_over_model_are_those_of_the_trained_one(tmp_path: Path)
     assert torch.equal(base.sample(2, **settings), trained.sample(2, **settings))
     assert not torch.equal(base.sample(2, **settings), jukebox().sample(2, **settings))
     assert codes_for(base).shape == (2, 128)
+
+
+def test_several_adapters_do_the_same_in_any_order(tmp_path: Path) -> None:
+    """Rows of words and weights trained whole add up, too, and a smaller vocabulary may come after a larger one."""
+    known, wanted = named("songbloom").symbols, named("songbloom_ja").symbols
+    size, grown = len(known), len(wanted)
+
+    def exported(name: str, symbols: tuple[str, ...], shift: float) -> Tensor:
+        """The lyric table of a model that was trained with these symbols."""
+        song = songbloom(lyric_vocabulary=size)
+        base = files.model_digest(song)
+        rows = train_words(song, known, symbols, "all")
+        assert rows is not None
+        about = {"base": base, "vocabulary": list(symbols), "known_rows": size}
+        lora = LoRA(song, LoRASettings(rank=2, targets=("v_proj",), train_all=True), about=about)
+        with torch.no_grad():
+            rows.values.add_(shift)
+            song.language_model.norm.weight.add_(shift)
+        lora.export(tmp_path / name, 1, numbered=False)
+        with merged(song):
+            return song.lyrics.tokens.weight.detach().clone()
+
+    tables = {"ja": exported("ja", wanted, 0.5), "plain": exported("plain", known, 0.25)}
+    exported("more", wanted, 0.75)
+    laid = []
+    for names in (("ja", "plain:2", "more:3"), ("plain:2", "more:3", "ja")):
+        song = songbloom(lyric_vocabulary=size)
+        before = song.lyrics.tokens.weight.detach().clone()
+        norm = song.language_model.norm.weight.detach().clone()
+        apply(song, read_all(",".join(f"{tmp_path}/{name}" for name in names)))
+        table = song.lyrics.tokens.weight.detach()
+        torch.testing.assert_close(table[:size], before + 0.5 + 2 * 0.25 + 3 * 0.75)
+        torch.testing.assert_close(table[size:grown], tables["ja"][size:] + 3 * 0.75)
+        torch.testing.assert_close(song.language_model.norm.weight.detach(), norm + 0.5 + 2 * 0.25 + 3 * 0.75)
+        laid.append(table)
+    torch.testing.assert_close(*laid)
+
+
+def test_training_goes_on_from_rows_and_from_what_was_trained_whole(tmp_path: Path) -> None:
+    known, wanted = named("songbloom").symbols, named("songbloom_ja").symbols
+
+    def fresh(rows: str, *, train_all: bool) -> tuple[Any, LoRA]:
+        song = songbloom(lyric_vocabulary=len(known))
+        about = {"base": files.model_digest(song), "vocabulary": list(wanted), "known_rows": len(known)}
+        train_words(song, known, wanted, rows)
+        return song, LoRA(song, LoRASettings(rank=2, targets=("v_proj",), train_all=train_all), about=about)
+
+    song, lora = fresh("auto", train_all=True)
+    with torch.no_grad():
+        for parameter in (p for p in song.parameters() if p.requires_grad):
+            parameter.add_(0.25)
+    lora.export(tmp_path, 1, numbered=False)
+    again, _ = fresh("auto", train_all=True)
+    begin_from(again, files.read(tmp_path))
+    with merged(song), merged(again):
+        for name, tensor in again.state_dict().items():
+            torch.testing.assert_close(tensor, song.state_dict()[name], msg=name)
+    for rows, train_all, words in (("auto", False, "lora_train_all"), ("none", True, "lora_train_rows")):
+        other, _ = fresh(rows, train_all=train_all)
+        with pytest.raises(UserError, match=words):
+            begin_from(other, files.read(tmp_path))
+    laid = songbloom(lyric_vocabulary=len(known))
+    apply(laid, read_all(str(tmp_path)))
+    with merged(song):
+        torch.testing.assert_close(laid.lyrics.tokens.weight, song.lyrics.tokens.weight)
+
+
+def test_new_rows_that_are_not_trained_are_those_of_training(tmp_path: Path) -> None:
+    known, wanted = named("songbloom").symbols, named("songbloom_ja").symbols
+    song = songbloom(lyric_vocabulary=len(known))
+    about = {"base": files.model_digest(song), "vocabulary": list(wanted), "known_rows": len(known)}
+    assert train_words(song, known, wanted, "none") is None
+    LoRA(song, LoRASettings(rank=2, targets=("v_proj",)), about=about).export(tmp_path, 1, numbered=False)
+    laid = songbloom(lyric_vocabulary=len(known))
+    apply(laid, read_all(str(tmp_path)))
+    assert bool(laid.lyrics.tokens.weight[len(known) :].any())
+    torch.testing.assert_close(laid.lyrics.tokens.weight, song.lyrics.tokens.weight)
+
+
+def test_adapters_with_other_words_do_not_go_together(tmp_path: Path) -> None:
+    for name, symbols in (("a", ("", "x", "y")), ("b", ("", "y", "x", "z"))):
+        song = songbloom()
+        LoRA(song, LoRASettings(rank=2, targets=("v_proj",)), about={"vocabulary": list(symbols)}).export(
+            tmp_path / name, 1, numbered=False
+        )
+    with pytest.raises(UserError, match="different symbols"):
+        vocabulary_of(read_all(f"{tmp_path}/a,{tmp_path}/b"))
+
+
+def test_a_numbered_checkpoint_means_the_adapter_of_its_step(tmp_path: Path) -> None:
+    trained = jukebox()
+    lora = changed(trained, ("q_proj",))
+    for step in (2, 4):
+        lora.export(tmp_path, step, numbered=True)
+        (tmp_path / f"checkpoint_step_{step}.pth.tar").write_bytes(b"x")
+    assert files.read(tmp_path / "checkpoint_step_2.pth.tar").about["step"] == 2
+    (tmp_path / "checkpoint_step_3.pth.tar").write_bytes(b"x")
+    with pytest.raises(UserError, match="no adapter is there"):
+        files.read(tmp_path / "checkpoint_step_3.pth.tar")
+
+
+@pytest.mark.parametrize(("content", "what"), [(b"hello\n", "text"), (b"\0\1\2", "other data"), (b"", "an empty file")])
+def test_a_file_that_is_no_adapter_is_told_what_to_give(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"no adapter, but {what}; give a folder with adapter_model.safetensors"):
+        read_all(str(path))
