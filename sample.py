@@ -39,10 +39,10 @@ from songbloom.prior.config import dtype_of
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.published.fetch import check_together, use_cache_folder
-from songbloom.sampling import labelling, memory, needs, preview, request, songbloom_needs, songbloom_request, tree
+from songbloom.sampling import labelling, memory, needs, preview, request, songbloom_needs, songbloom_request
 from songbloom.sampling.form import Frames
 from songbloom.sampling.job import Job, perform
-from songbloom.sampling.origin import items_of, open_origin, seeds_of
+from songbloom.sampling.origin import items_of, open_origin, parent_record, seeds_of
 from songbloom.sampling.run import fingerprint
 from songbloom.sampling.songbloom_labels import SongLabeller, asked_of_options, repeated, rows_of_input
 from songbloom.sampling.songbloom_options import check_family, usual_generation
@@ -155,7 +155,7 @@ def prepare(options: Hyperparams) -> Job:
         labels=labels,
         earlier=earlier,
         seeds=seeds,
-        parent=None if origin is None else tree.parent_record(options, origin, seeds, kept_seconds(codes, vqvae)),
+        parent=None if origin is None else parent_record(options, origin, seeds, kept_seconds(codes, vqvae)),
         chosen={} if options.max_batch_size else {"max_batch_size": batches},
     )
 
@@ -251,7 +251,7 @@ def prepare_songbloom(options: Hyperparams, *, again: bool = False) -> Job:
         labels={0: labels},
         earlier=earlier,
         seeds=seeds,
-        parent=None if origin is None else tree.parent_record(options, origin, seeds, kept),
+        parent=None if origin is None else parent_record(options, origin, seeds, kept),
         chosen={} if options.max_batch_size else {"max_batch_size": {"0": settings.max_batch_size}},
         form=form,
         outputs=outputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,17 @@ def test_rooms_import_only_what_stands_below(path: Path) -> None:
     for other in imported(path):
         if room in height and other in height and other != room:
             assert height[other] < height[room] or (room, other) in BESIDE, f"{room} imports {other}"
+
+
+def test_no_modules_go_round_in_a_circle() -> None:
+    """Not even through what is imported in functions, or for types only."""
+    paths = [*(ROOT / "songbloom").rglob("*.py"), *ROOT.glob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    reads: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        statements = [each for each in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(each, ast.ImportFrom)]
+        told = {(each.module or "", alias.name) for each in statements for alias in each.names}
+        wanted = {f"{module}.{part}" if f"{module}.{part}" in modules else module for module, part in told}
+        reads[name] = wanted & modules.keys() - {name}
+    assert sum(map(len, reads.values())) > 500
+    TopologicalSorter(reads).prepare()  # raises CycleError, which names them

@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 import soxr
@@ -25,10 +25,20 @@ from songbloom.evaluation import phonemes
 from songbloom.evaluation.listening import PRESENT
 from songbloom.evaluation.recogniser import Recogniser, load_recogniser
 
-if TYPE_CHECKING:
-    from songbloom.training.logger import Logger
-
 Sample = Callable[[Sequence[str]], Tensor]
+
+
+class Log(Protocol):
+    """Where a probe writes (:class:`songbloom.training.logger.Logger`)."""
+
+    def audio(self, tag: str, audio: Tensor, step: int) -> None:
+        """Clips ``[N, T, C]`` and their pictures."""
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Markdown."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Each value under its key."""
 
 
 class Sung:
@@ -153,11 +163,11 @@ class LyricProbe:
         """Whether a probe is due after optimiser step ``step``."""
         return step > 0 and step % self.every == 0
 
-    def log(self, logger: Logger | Any, step: int, sample: Sample, sample_rate: int) -> dict[str, float]:
+    def log(self, logger: Log, step: int, sample: Sample, sample_rate: int) -> dict[str, float]:
         """Sample, listen and log: sound and spectrogram of each item, its words, what was heard, and the numbers.
 
         Args:
-            logger: a :class:`songbloom.training.logger.Logger`, or what has its ``audio``, ``text`` and ``scalars``.
+            logger: takes it.
             step: optimiser step.
             sample: lyrics → audio ``[N, T, C]``.
             sample_rate: of that audio, Hz.
@@ -173,7 +183,7 @@ class LyricProbe:
 
 
 def log_sung(
-    logger: Logger | Any, step: int, sung: Sung, lyrics: Sequence[str | Sequence[str] | None], tag: str = "sung"
+    logger: Log, step: int, sung: Sung, lyrics: Sequence[str | Sequence[str] | None], tag: str = "sung"
 ) -> None:
     """Write what was heard: the numbers under ``{tag}/…``, a verdict, and each item's words and phonemes."""
     logger.scalars({f"{tag}/{name}": value for name, value in sung.values.items()}, step)

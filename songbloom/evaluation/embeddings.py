@@ -110,7 +110,8 @@ def _voice(recogniser: Recogniser, **_: Any) -> Embedding:
 
 
 def _muq(recogniser: Recogniser, muq_path: str = "", **_: Any) -> Embedding:
-    from songbloom.sketch.features import FRAME_RATE, make_features
+    from songbloom.sketch.extractors import make_features
+    from songbloom.sketch.features import FRAME_RATE
 
     if not muq_path:
         raise UserError("embedding 'muq' needs MuQ's weights: give --muq_path=FOLDER (config.json inside)")

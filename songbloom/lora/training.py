@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ from songbloom.lora.applying import whole_of
 from songbloom.lora.lightning import read_any
 from songbloom.lora.places import Place, chosen, module_of, published_keys, split_targets
 from songbloom.lora.words import Words, train_words
+from songbloom.training.tasks import Task
 from songbloom.transformer.lora import LowRank, adapters_of, add_adapter, merged, rows_of
-
-if TYPE_CHECKING:
-    from songbloom.training.tasks import Task
 
 _NEVER = ("lyrics.blank",)  # a constant that is kept with the weights
 

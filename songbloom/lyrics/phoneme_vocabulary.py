@@ -13,8 +13,7 @@ from songbloom.lyrics import published_reading
 from songbloom.lyrics.phonemes import MARKS, NEAREST, PUBLISHED
 from songbloom.lyrics.song import LANGUAGES, Language, read_song
 from songbloom.lyrics.structure import parse, write_published
-from songbloom.lyrics.tokens import Places, SectionTokens, Tokens
-from songbloom.lyrics.vocabulary import EnglishRule, ReadingRule, Vocabulary, check_rules
+from songbloom.lyrics.tokens import EnglishRule, Places, ReadingRule, SectionTokens, Tokens, Vocabulary, check_rules
 
 NEW = ("[prechorus]", "ty", "kw", "gw", "fy")
 """What ``songbloom_ja`` has after the published 330 entries; new ones come after the last."""

@@ -1,10 +1,22 @@
-"""What a vocabulary makes of a text."""
+"""What a vocabulary is asked, and what it makes of a text."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from songbloom.errors import UserError, did_you_mean
+
+EnglishRule = Literal["katakana", "letters", "keep", "arpabet"]
+ReadingRule = Literal["auto", "dictionary", "kana"]
+ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep", "arpabet")
+"""What becomes of English words in a Japanese song: read as Japanese, spelled out, kept letter by letter, or English
+phonemes, which the ``songbloom`` vocabularies have."""
+READINGS: tuple[ReadingRule, ...] = ("auto", "dictionary", "kana")
+"""How Japanese is read: by Open JTalk (``auto``: if it is installed or the text needs it), or as its kana stand."""
 MOST_PROBLEMS = 100
 """Problems that are named one by one; a last one says how many more there are."""
 
@@ -92,3 +104,69 @@ class Places:
     def _problem(self, position: int, symbol: str, advice: str) -> Problem:
         line = bisect_right(self._starts, position)
         return Problem(symbol, line, position - self._starts[line - 1] + 1, advice)
+
+
+class Vocabulary(ABC):
+    """Tokens and what they stand for.
+
+    Attributes:
+        name: as given to :func:`songbloom.lyrics.vocabulary.vocabulary`.
+        symbols: what each id stands for; id 0 is padding, an empty string.
+        n_vocab: number of ids.
+    """
+
+    def __init__(self, name: str, symbols: Sequence[str]) -> None:
+        self.name = name
+        self.symbols = tuple(symbols)
+        self.n_vocab = len(self.symbols)
+        self._id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    @property
+    def is_japanese(self) -> bool:
+        """Whether texts are read as Japanese."""
+        return False
+
+    @property
+    def separator(self) -> str:
+        """What stands between symbols that are shown together."""
+        return ""
+
+    @abstractmethod
+    def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
+        """Tokens of a song's words.
+
+        Args:
+            text: words, lines, structure tags.
+            english: what becomes of English words in Japanese; v2 and v3 do not need it.
+            reading: how Japanese is read; v2 and v3 do not need it.
+
+        Raises:
+            UserError: an unknown rule, or a Japanese text that cannot be read without a package that is missing.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; padding is nothing.
+
+        Raises:
+            UserError: an id that the vocabulary does not have.
+        """
+        return "".join(self._symbols_of(ids))
+
+    def _symbols_of(self, ids: Sequence[int]) -> list[str]:
+        for index in ids:
+            if not 0 <= index < self.n_vocab:
+                raise UserError(f"vocabulary {self.name} has no token {index}; it has 0 to {self.n_vocab - 1}")
+        return [self.symbols[index] for index in ids]
+
+
+def check_rules(english: str, reading: str) -> None:
+    """Refuse rules that there are not.
+
+    Raises:
+        UserError: names the rule and those that there are.
+    """
+    for what, value, options in (("english", english, ENGLISH_RULES), ("reading", reading, READINGS)):
+        if value not in options:
+            raise UserError(
+                f"{what} is {value!r}{did_you_mean(value, options)}; it must be one of {', '.join(options)}"
+            )

@@ -16,29 +16,32 @@ that are kept as they are. Token 0 is padding. Nothing is dropped in silence: se
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from songbloom.errors import UserError, did_you_mean
+from songbloom.lyrics import phoneme_vocabulary
 from songbloom.lyrics.morae import LONG, PHONEMES, PHONEMES_OF
 from songbloom.lyrics.tags import TAGS
-from songbloom.lyrics.tokens import Places, Problem, Tokens
+from songbloom.lyrics.tokens import (
+    ENGLISH_RULES,
+    READINGS,
+    EnglishRule,
+    Places,
+    Problem,
+    ReadingRule,
+    Tokens,
+    Vocabulary,
+    check_rules,
+)
 
 if TYPE_CHECKING:
     from songbloom.lyrics.japanese import Piece
 
-__all__ = ["ENGLISH_RULES", "NAMES", "READINGS", "Problem", "Tokens", "Vocabulary", "vocabulary"]
+__all__ = ["ENGLISH_RULES", "NAMES", "READINGS", "Problem", "ReadingRule", "Tokens", "Vocabulary", "vocabulary"]
 
-EnglishRule = Literal["katakana", "letters", "keep", "arpabet"]
-ReadingRule = Literal["auto", "dictionary", "kana"]
-ENGLISH_RULES: tuple[EnglishRule, ...] = ("katakana", "letters", "keep", "arpabet")
-"""What becomes of English words in a Japanese song: read as Japanese, spelled out, kept letter by letter, or English
-phonemes, which the ``songbloom`` vocabularies have."""
-READINGS: tuple[ReadingRule, ...] = ("auto", "dictionary", "kana")
-"""How Japanese is read: by Open JTalk (``auto``: if it is installed or the text needs it), or as its kana stand."""
 NAMES = ("v2", "v3", "ja_kana", "ja_phonemes", "songbloom", "songbloom_ja", "songbloom_published")
 """Names that :func:`vocabulary` knows, beside files."""
 FILES = (".yaml", ".yml", ".json")
@@ -47,59 +50,6 @@ FILES = (".yaml", ".yml", ".json")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEPT_LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 _V2 = _LETTERS + "0123456789" + ".,:;!?-+'\"()[]" + " \t\n"
-
-
-class Vocabulary(ABC):
-    """Tokens and what they stand for.
-
-    Attributes:
-        name: as given to :func:`vocabulary`.
-        symbols: what each id stands for; id 0 is padding, an empty string.
-        n_vocab: number of ids.
-    """
-
-    def __init__(self, name: str, symbols: Sequence[str]) -> None:
-        self.name = name
-        self.symbols = tuple(symbols)
-        self.n_vocab = len(self.symbols)
-        self._id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
-
-    @property
-    def is_japanese(self) -> bool:
-        """Whether texts are read as Japanese."""
-        return False
-
-    @property
-    def separator(self) -> str:
-        """What stands between symbols that are shown together."""
-        return ""
-
-    @abstractmethod
-    def tokenize(self, text: str, *, english: EnglishRule = "katakana", reading: ReadingRule = "auto") -> Tokens:
-        """Tokens of a song's words.
-
-        Args:
-            text: words, lines, structure tags.
-            english: what becomes of English words in Japanese; v2 and v3 do not need it.
-            reading: how Japanese is read; v2 and v3 do not need it.
-
-        Raises:
-            UserError: an unknown rule, or a Japanese text that cannot be read without a package that is missing.
-        """
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens; padding is nothing.
-
-        Raises:
-            UserError: an id that the vocabulary does not have.
-        """
-        return "".join(self._symbols_of(ids))
-
-    def _symbols_of(self, ids: Sequence[int]) -> list[str]:
-        for index in ids:
-            if not 0 <= index < self.n_vocab:
-                raise UserError(f"vocabulary {self.name} has no token {index}; it has 0 to {self.n_vocab - 1}")
-        return [self.symbols[index] for index in ids]
 
 
 class CharacterVocabulary(Vocabulary):
@@ -197,26 +147,11 @@ def vocabulary(name: str) -> Vocabulary:
     if name == "ja_phonemes":
         return JapaneseVocabulary(name, PHONEMES, by_phoneme=True)
     if name.startswith("songbloom") or Path(name).suffix in FILES:
-        from songbloom.lyrics import phoneme_vocabulary
-
         if name in NAMES:
             return phoneme_vocabulary.named(name)
         if Path(name).suffix in FILES:
             return phoneme_vocabulary.from_file(Path(name))
     raise UserError(f"no vocabulary {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}, or a file")
-
-
-def check_rules(english: str, reading: str) -> None:
-    """Refuse rules that there are not.
-
-    Raises:
-        UserError: names the rule and those that there are.
-    """
-    for what, value, options in (("english", english, ENGLISH_RULES), ("reading", reading, READINGS)):
-        if value not in options:
-            raise UserError(
-                f"{what} is {value!r}{did_you_mean(value, options)}; it must be one of {', '.join(options)}"
-            )
 
 
 def _written(piece: Piece) -> str:

@@ -7,6 +7,7 @@ and on the way's number, so the first of four ways is the same as the only one o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.sampling import prompts
 from songbloom.sampling.run import DATA, LevelData, read_data
 from songbloom.sampling.sampler import item_seeds, stable_seed
-from songbloom.sampling.tree import seeds_of_settings
+from songbloom.sampling.tree import path_from, read_record, run_id, seeds_of_settings
 
 LARGEST_SEED = 2**63 - 1
 _LEVEL = re.compile(r"level_(\d+)")
@@ -211,3 +212,28 @@ def seeds_of(options: Hyperparams, items: int, origin: Origin | None, of_rows: S
             ways = zip(before, origin.branches, strict=True)
             seeds = [stable_seed("branch", seed, branch) if branch else seed for seed, branch in ways]
     return [seed if own is None else own for seed, own in zip(seeds, of_rows or [None] * items, strict=True)]
+
+
+def parent_record(options: Hyperparams, origin: Origin, seeds: Sequence[int], kept: float) -> dict[str, Any]:
+    """What ``run.json`` keeps of the run that this one goes on from.
+
+    Args:
+        options: the command line.
+        origin: what it goes on from.
+        seeds: of the new items.
+        kept: seconds of it that the new items begin with.
+    """
+    folder = origin.folder
+    record = read_record(folder)
+    return {
+        "folder": path_from(Path(options.name), folder),
+        "title": folder.resolve().name,
+        "id": run_id(record["settings"]) if record else "",
+        "file": os.path.relpath(origin.path, folder),
+        "mode": options.mode,
+        "kept_seconds": round(kept, 6),
+        "items": [
+            {"item": item, "branch": branch, "seed": seed}
+            for item, branch, seed in zip(origin.items, origin.branches, seeds, strict=True)
+        ],
+    }

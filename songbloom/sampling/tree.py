@@ -18,16 +18,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from songbloom.errors import UserError
 from songbloom.files import write_text
-from songbloom.hyperparams import Hyperparams
 from songbloom.sampling.sampler import item_seeds
-
-if TYPE_CHECKING:
-    from songbloom.sampling.origin import Origin
 
 RECORD = "run.json"
 CHILDREN = "children.json"
@@ -66,32 +62,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if fine else None
 
 
-def parent_record(options: Hyperparams, origin: Origin, seeds: Sequence[int], kept: float) -> dict[str, Any]:
-    """What ``run.json`` keeps of the run that this one goes on from.
-
-    Args:
-        options: the command line.
-        origin: what it goes on from.
-        seeds: of the new items.
-        kept: seconds of it that the new items begin with.
-    """
-    folder = origin.folder
-    record = read_record(folder)
-    return {
-        "folder": _path_from(Path(options.name), folder),
-        "title": folder.resolve().name,
-        "id": run_id(record["settings"]) if record else "",
-        "file": os.path.relpath(origin.path, folder),
-        "mode": options.mode,
-        "kept_seconds": round(kept, 6),
-        "items": [
-            {"item": item, "branch": branch, "seed": seed}
-            for item, branch, seed in zip(origin.items, origin.branches, seeds, strict=True)
-        ],
-    }
-
-
-def _path_from(start: Path, target: Path) -> str:
+def path_from(start: Path, target: Path) -> str:
     """``target`` as a path from the folder ``start``, where there is a way; it goes into files that may be moved."""
     try:
         return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
@@ -228,7 +199,7 @@ def _node(folder: Path, start: Path) -> dict[str, Any]:
     items = [
         {
             "item": item,
-            "sound": quote(_path_from(start, path)),
+            "sound": quote(path_from(start, path)),
             "seed": str(seeds[item]) if item < len(seeds) else "",
             "from": ways[item].get("item") if item < len(ways) else None,
         }
@@ -239,7 +210,7 @@ def _node(folder: Path, start: Path) -> dict[str, Any]:
     page = folder / "index.html"
     return {
         "title": folder.name,
-        "page": quote(_path_from(start, page)) if page.is_file() else "",
+        "page": quote(path_from(start, page)) if page.is_file() else "",
         "here": folder == start.resolve(),
         "level": level,
         "mode": str(parent.get("mode") or settings.get("mode") or ""),
@@ -293,7 +264,7 @@ def renew(folder: Path | str) -> None:
     parent = record.get("parent")
     place = find_parent(folder, parent) if isinstance(parent, dict) else None
     if place is not None:
-        listed, own = _listed(place), _path_from(place, folder)
+        listed, own = _listed(place), path_from(place, folder)
         if own not in listed:
             _try_to_write(place / CHILDREN, json.dumps([*listed, own], indent=1, ensure_ascii=False) + "\n")
     members = family(folder)

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from songbloom.audio.filters import banded_power, mel_filters
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
-from songbloom.sketch.features import FRAME_RATE, Features, register
+from songbloom.sketch.features import FRAME_RATE, Features
 
 STEPS = 4  # moments of the views a frame
 LEVEL_REACH = 25  # frames to either side over which the level is averaged
@@ -348,8 +348,6 @@ def from_identity(identity: Mapping[str, Any], state: Mapping[str, Tensor]) -> B
     return features.eval().requires_grad_(False)
 
 
-def _builtin(**settings: Any) -> Features:
+def from_settings(**settings: Any) -> Features:
+    """New features of :meth:`BuiltinConfig.from_hps`, to be trained."""
     return BuiltinFeatures(BuiltinConfig.from_hps(settings))
-
-
-register("builtin", _builtin)

@@ -11,7 +11,8 @@ from torch import Tensor
 from songbloom.errors import UserError
 from songbloom.sketch import builtin
 from songbloom.sketch.codebook import SketchCodebook, load_codebook
-from songbloom.sketch.features import FRAME_RATE, Features, frame_count, make_features
+from songbloom.sketch.extractors import make_features
+from songbloom.sketch.features import FRAME_RATE, Features, frame_count
 
 
 class SketchTokeniser:

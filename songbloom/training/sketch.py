@@ -12,7 +12,8 @@ from torch import Tensor
 from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.sketch.builtin import BuiltinConfig
-from songbloom.sketch.features import Features, make_features
+from songbloom.sketch.extractors import make_features
+from songbloom.sketch.features import Features
 from songbloom.sketch.tokeniser import check_expected
 from songbloom.sketch.training import SketchVQ, SketchVQConfig
 from songbloom.training.logger import Logger

@@ -22,7 +22,7 @@ from songbloom.distributed import all_reduce_, world
 from songbloom.errors import UserError
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.prior.songbloom.conditioners import NULL_LYRICS
-from songbloom.prior.songbloom.loss import TrainingDraws, draw_for_training, training_outputs
+from songbloom.prior.songbloom.loss import TrainingDraws, draw_for_training
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.prior.songbloom.settings import GenerationSettings
 from songbloom.sketch.codec import SketchedCodec
@@ -116,8 +116,8 @@ class SongBloomTask(Task):
         hiding = self.training and self.hides
         draws, words, valid = self._drawn(given, hiding)
         conditions = self.model.conditions(words, given["prompt"], valid)
-        outputs = training_outputs(
-            self.model, tokens, given["latents"], lengths, conditions, draws=draws, dtype=self.precision.compute
+        outputs = self.model.training_outputs(
+            tokens, given["latents"], lengths, conditions, draws=draws, dtype=self.precision.compute
         )
         # A segment that ends before its song does not teach where songs end.
         place = torch.arange(outputs.targets.shape[1], device=tokens.device)

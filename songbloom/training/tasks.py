@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from songbloom.training.precision import Precision
 
 if TYPE_CHECKING:
     from songbloom.data.labels import Labeller
-    from songbloom.lora.training import LoRA
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -58,6 +57,25 @@ class Batch:
         return Batch(self.audio[:number], *parts)
 
 
+class Adapters(Protocol):
+    """What training asks of a model's adapters where they alone are trained: :class:`songbloom.lora.training.LoRA`."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps as ``model``."""
+
+    def load_weights(self, saved: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`weights` gave."""
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Within it the model's weights hold what the adapters add."""
+
+    def check_gradients(self) -> None:
+        """After the first backward pass: refuse to train what gets no gradient."""
+
+    def export(self, folder: Path, step: int, *, numbered: bool) -> None:
+        """Write the adapters' own file beside a checkpoint."""
+
+
 class Task(nn.Module):
     """The base of what can be trained.
 
@@ -81,7 +99,7 @@ class Task(nn.Module):
         self.model: Any = model
         self.hps = hps
         self.labeller: Labeller | None = None
-        self.lora: LoRA | None = None
+        self.lora: Adapters | None = None
         self.precision = precision or Precision()
         if self.precision.half_parameters:
             halve_matrices(model)

@@ -85,6 +85,11 @@ def usable(dtype: torch.dtype, device: torch.device) -> bool:
     return available()
 
 
+def slower_than_float32(x: torch.Tensor) -> bool:
+    """Whether torch multiplies many rows of ``x`` faster in float32: of bfloat16 on a CPU without a matrix unit."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and "amx_bf16" not in loader.cpu_features()
+
+
 def multiply(
     a: torch.Tensor,
     b: torch.Tensor,

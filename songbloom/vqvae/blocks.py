@@ -7,7 +7,7 @@ convolutions, each followed or preceded by a stack of dilated residual blocks in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypedDict, Unpack, cast
 
 import torch
@@ -253,6 +253,33 @@ class UpsamplingBlock(nn.Module):
             return last(x)
         last = cast(UpsamplingStage, last)
         return upsample_and_project(last.residual(x), last.resample, output)
+
+
+class Encoder(nn.Module):
+    """Audio ``[N, 1, T]`` → ``[N, emb_width, T / hop_lengths[level]]`` through the blocks of levels 0 to ``level``."""
+
+    def __init__(self, blocks: Sequence[DownsamplingBlock]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """``[N, emb_width, T]`` → audio ``[N, 1, T * hop_lengths[level]]`` through the blocks of ``level`` down to 0."""
+
+    def __init__(self, blocks: Sequence[UpsamplingBlock], emb_width: int, channels: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.output = Convolution(emb_width, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in reversed(self.blocks[1:]):
+            x = block(x)
+        return self.blocks[0](x, self.output)
 
 
 def reset_convolutions(module: nn.Module, generator: torch.Generator) -> None:

@@ -8,14 +8,11 @@ walking the layers from the output back; a piece that is decoded from that inter
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import nn
 
-from songbloom.vqvae.blocks import ResidualBlock, UpsamplingBlock, UpsamplingStage
-
-if TYPE_CHECKING:
-    from songbloom.vqvae.vqvae import Decoder
+from songbloom.vqvae.blocks import Decoder, ResidualBlock, UpsamplingBlock, UpsamplingStage
 
 Interval = tuple[int, int]  # from the first (included) to the last (excluded)
 

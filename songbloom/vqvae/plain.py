@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from songbloom.audio.spectral import CONVERGENCE_FLOOR, DEFAULT_STFT, STFT
 from songbloom.vqvae.blocks import (
+    Decoder,
     DownsamplingBlock,
     DownsamplingStage,
+    Encoder,
     ResidualBlock,
     ResidualStack,
     UpsamplingBlock,
@@ -24,7 +26,7 @@ from songbloom.vqvae.blocks import (
 )
 from songbloom.vqvae.convolution import Convolution, TransposedConvolution
 from songbloom.vqvae.losses import reconstruction_loss
-from songbloom.vqvae.vqvae import VQVAE, Decoder, Encoder
+from songbloom.vqvae.vqvae import VQVAE
 
 
 def convolve(conv: Convolution, x: Tensor) -> Tensor:

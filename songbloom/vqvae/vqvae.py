@@ -19,9 +19,8 @@ from songbloom.distributed import world
 from songbloom.errors import UserError
 from songbloom.hyperparams import fields_from
 from songbloom.vqvae import losses, pieces
-from songbloom.vqvae.blocks import DownsamplingBlock, UpsamplingBlock, operations, reset_convolutions
+from songbloom.vqvae.blocks import Decoder, DownsamplingBlock, Encoder, UpsamplingBlock, operations, reset_convolutions
 from songbloom.vqvae.bottleneck import Bottleneck, NoBottleneck
-from songbloom.vqvae.convolution import Convolution
 
 NO_BANDWIDTH = {"l1": 1.0, "l2": 1.0, "spec": 1.0}  # losses stay in the audio's own units
 
@@ -114,33 +113,6 @@ def _not_a_multiple(what: str, length: int, hop: int) -> str:
     below = length // hop * hop
     nearest = f"{below} or {below + hop}" if below else str(hop)
     return f"{what} is {length} samples, no multiple of the hop length {hop}: cut or pad it to {nearest}"
-
-
-class Encoder(nn.Module):
-    """Audio ``[N, 1, T]`` → ``[N, emb_width, T / hop_lengths[level]]`` through the blocks of levels 0 to ``level``."""
-
-    def __init__(self, blocks: Sequence[DownsamplingBlock]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class Decoder(nn.Module):
-    """``[N, emb_width, T]`` → audio ``[N, 1, T * hop_lengths[level]]`` through the blocks of ``level`` down to 0."""
-
-    def __init__(self, blocks: Sequence[UpsamplingBlock], emb_width: int, channels: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.output = Convolution(emb_width, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in reversed(self.blocks[1:]):
-            x = block(x)
-        return self.blocks[0](x, self.output)
 
 
 class VQVAE(nn.Module):

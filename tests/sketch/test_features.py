@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from songbloom.errors import UserError
 from songbloom.sketch.builtin import STEPS, BuiltinConfig, BuiltinFeatures
 from songbloom.sketch.codebook import SketchCodebook
-from songbloom.sketch.features import (
-    REGISTRY,
-    Features,
-    frame_count,
-    make_features,
-    register,
-    samples_of,
-    to_mono_at,
-)
+from songbloom.sketch.extractors import REGISTRY, make_features, register
+from songbloom.sketch.features import Features, frame_count, samples_of, to_mono_at
 from songbloom.sketch.tokeniser import SketchTokeniser
 from tests.sketch.tiny import SIZES, muq_features, sound
 

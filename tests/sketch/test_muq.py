@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from songbloom.audio.filters import mel_filters
 from songbloom.errors import UserError
 from songbloom.published.songbloom import muq as published
-from songbloom.sketch.features import make_features, weights_digest
+from songbloom.sketch.extractors import make_features
+from songbloom.sketch.features import weights_digest
 from songbloom.sketch.muq import MuQ, MuQConfig
 from tests.sketch.tiny import muq, muq_features, sound
 
@@ -186,7 +187,7 @@ def test_mel_filters_are_triangles() -> None:
 
 def test_the_package_agrees() -> None:
     package = pytest.importorskip("muq", reason="the muq package is not installed (pip install muq)")
-    from songbloom.sketch.features import MuQPackageFeatures
+    from songbloom.sketch.muq_features import MuQPackageFeatures
 
     conformer = {
         "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -207,7 +208,7 @@ def test_the_package_agrees() -> None:
     ours = published.muq_of(theirs.state_dict(), published.config_from_published(vars(settings_), conformer))
     audio = sound(2, 1.3, 44100, 2)
     for layer in range(3):
-        from songbloom.sketch.features import MuQFeatures
+        from songbloom.sketch.muq_features import MuQFeatures
 
         mine, other = MuQFeatures(ours, layer=layer), MuQPackageFeatures(theirs, layer=layer)
         torch.testing.assert_close(mine.extract(audio, 44100), other.extract(audio, 44100), **CLOSE)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from songbloom.sketch.builtin import BuiltinConfig
-from songbloom.sketch.features import MuQFeatures
 from songbloom.sketch.muq import MuQ, MuQConfig
+from songbloom.sketch.muq_features import MuQFeatures
 from songbloom.sketch.training import SketchVQ, SketchVQConfig
 
 SIZES = BuiltinConfig(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from songbloom.errors import UserError
 from songbloom.vqvae import pieces, plain
-from songbloom.vqvae.vqvae import VQVAE, Decoder, VQVAEConfig
+from songbloom.vqvae.blocks import Decoder
+from songbloom.vqvae.vqvae import VQVAE, VQVAEConfig
 
 GEOMETRIES = st.fixed_dictionaries(
     {

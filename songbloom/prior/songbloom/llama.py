@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from songbloom.prior.songbloom import native
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.layers import (
     GatedMLP,
@@ -149,7 +148,7 @@ class LanguageModel(nn.Module):
             fast: take the fast path, the same to rounding, where it can be.
         """
         dtype, half = prefix.dtype, False
-        if fast and native.faster_than_half(prefix):
+        if fast and halves.slower_than_float32(prefix):
             half = halves.usable(dtype, prefix.device)
             prefix = prefix.float()
         table, x = self.positions(0, len(prefix), prefix.device), prefix[None]

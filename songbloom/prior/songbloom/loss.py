@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from torch.nn import functional as F
 from songbloom.errors import UserError
 from songbloom.prior.songbloom.conditioners import Conditions
 from songbloom.prior.songbloom.config import SongBloomConfig
-from songbloom.prior.songbloom.diffusion import draw_times, mix
-
-if TYPE_CHECKING:
-    from songbloom.prior.songbloom.prior import SongBloomPrior
+from songbloom.prior.songbloom.diffusion import draw_times
 
 
 @dataclass(frozen=True)
@@ -106,52 +102,6 @@ def check_lengths(config: SongBloomConfig, tokens: Tensor, latents: Tensor, leng
             f"songs of {lengths.tolist()} frames in a batch of {frames}: each must have whole patches of {size} frames"
             " and at least one"
         )
-
-
-def training_outputs(
-    prior: SongBloomPrior,
-    tokens: Tensor,
-    latents: Tensor,
-    lengths: Tensor,
-    conditions: Conditions,
-    *,
-    draws: TrainingDraws | None = None,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> TrainingOutputs:
-    """Predictions and targets of a batch; gradients reach the language model through the hidden vectors too.
-
-    Raises:
-        UserError: a batch that is not whole patches.
-    """
-    config, size = prior.config, prior.config.patch_size
-    check_lengths(config, tokens, latents, lengths)
-    hidden = prior.hidden(tokens, latents, conditions, dtype=dtype)
-    # Positions: start, then (token × P, patch) a patch; the last token's output is the hidden vector.
-    body = hidden[:, 1:].unflatten(1, (-1, size + 1))
-    hidden_vectors = body[:, :, size - 1]
-    predictors = torch.cat([body[:, :, : size - 1], body[:, :, size:]], dim=2).flatten(1, 2)
-    logits = prior.classifier(torch.cat([hidden[:, :1], predictors], dim=1))
-
-    place = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-    targets = F.pad(tokens, (0, 1), value=config.eos)
-    targets = targets.masked_fill(place == lengths[:, None], config.eos)
-    targets = targets.masked_fill(place > lengths[:, None], config.ignored)
-
-    real = torch.arange(body.shape[1], device=tokens.device) * size < lengths[:, None]
-    clean = latents.float().unflatten(1, (-1, size))
-    previous = F.pad(clean[:, :-1], (0, 0, 0, 0, 1, 0))[real]
-    clean = clean[real]
-    if draws is None:
-        draws = draw_for_training(
-            config, len(clean), training=prior.training, generator=generator, device=tokens.device
-        )
-    shown_hidden = hidden_vectors[real] * ~draws.hide_hidden.view(-1, 1)
-    sketch = prior.sketch_embedding(tokens.unflatten(1, (-1, size))[real]).to(dtype)
-    sketch = sketch * ~draws.hide_sketch.view(-1, 1, 1)
-    noisy, target = mix(config.diffusion_objective, clean, draws.noise, draws.t)
-    velocity = prior.diffusion(noisy, draws.t, shown_hidden, sketch, previous)
-    return TrainingOutputs(logits, targets, velocity, target, draws.t)
 
 
 def losses(outputs: TrainingOutputs, config: SongBloomConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -42,11 +42,6 @@ def available(x: Tensor) -> bool:
     return fits and loader.library("song") is not None
 
 
-def faster_than_half(x: Tensor) -> bool:
-    """Whether products of many half-precision rows are faster in float32: on processors without a matrix unit."""
-    return x.dtype == torch.bfloat16 and available(x) and "amx_bf16" not in loader.cpu_features()
-
-
 def multiplies_halves() -> bool:
     """Whether the library multiplies in half precision (float16): on processors with AVX512-FP16, by a compiler that
     knows it. Ask :func:`available` first."""

@@ -6,15 +6,24 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from songbloom.errors import UserError
 from songbloom.prior.config import dtype_of
 from songbloom.prior.songbloom.conditioners import NULL_LYRICS, Conditions, LyricConditioner, PromptConditioner, Span
 from songbloom.prior.songbloom.config import SongBloomConfig
+from songbloom.prior.songbloom.diffusion import mix
 from songbloom.prior.songbloom.dit import DiffusionTransformer
 from songbloom.prior.songbloom.layers import Embedding, Linear, start_weights
 from songbloom.prior.songbloom.llama import LanguageModel
-from songbloom.prior.songbloom.loss import TrainingDraws, drop_conditions, losses, training_outputs
+from songbloom.prior.songbloom.loss import (
+    TrainingDraws,
+    TrainingOutputs,
+    check_lengths,
+    draw_for_training,
+    drop_conditions,
+    losses,
+)
 from songbloom.prior.songbloom.patch import PatchEncoder, TokenClassifier
 
 __all__ = ["SongBloomConfig", "SongBloomPrior"]
@@ -174,10 +183,55 @@ class SongBloomPrior(nn.Module):
         conditions = self.conditions(lyrics, prompt, valid)
         if self.training:
             conditions = drop_conditions(self.config, conditions, self.null_conditions(), generator)
-        outputs = training_outputs(
-            self, tokens, latents, lengths, conditions, draws=draws, generator=generator, dtype=dtype_of(precision)
+        outputs = self.training_outputs(
+            tokens, latents, lengths, conditions, draws=draws, generator=generator, dtype=dtype_of(precision)
         )
         return losses(outputs, self.config)
+
+    def training_outputs(
+        self,
+        tokens: Tensor,
+        latents: Tensor,
+        lengths: Tensor,
+        conditions: Conditions,
+        *,
+        draws: TrainingDraws | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> TrainingOutputs:
+        """Predictions and targets of a batch; gradients reach the language model through the hidden vectors too.
+
+        Raises:
+            UserError: a batch that is not whole patches.
+        """
+        config, size = self.config, self.config.patch_size
+        check_lengths(config, tokens, latents, lengths)
+        hidden = self.hidden(tokens, latents, conditions, dtype=dtype)
+        # Positions: start, then (token × P, patch) a patch; the last token's output is the hidden vector.
+        body = hidden[:, 1:].unflatten(1, (-1, size + 1))
+        hidden_vectors = body[:, :, size - 1]
+        predictors = torch.cat([body[:, :, : size - 1], body[:, :, size:]], dim=2).flatten(1, 2)
+        logits = self.classifier(torch.cat([hidden[:, :1], predictors], dim=1))
+
+        place = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+        targets = F.pad(tokens, (0, 1), value=config.eos)
+        targets = targets.masked_fill(place == lengths[:, None], config.eos)
+        targets = targets.masked_fill(place > lengths[:, None], config.ignored)
+
+        real = torch.arange(body.shape[1], device=tokens.device) * size < lengths[:, None]
+        clean = latents.float().unflatten(1, (-1, size))
+        previous = F.pad(clean[:, :-1], (0, 0, 0, 0, 1, 0))[real]
+        clean = clean[real]
+        if draws is None:
+            draws = draw_for_training(
+                config, len(clean), training=self.training, generator=generator, device=tokens.device
+            )
+        shown_hidden = hidden_vectors[real] * ~draws.hide_hidden.view(-1, 1)
+        sketch = self.sketch_embedding(tokens.unflatten(1, (-1, size))[real]).to(dtype)
+        sketch = sketch * ~draws.hide_sketch.view(-1, 1, 1)
+        noisy, target = mix(config.diffusion_objective, clean, draws.noise, draws.t)
+        velocity = self.diffusion(noisy, draws.t, shown_hidden, sketch, previous)
+        return TrainingOutputs(logits, targets, velocity, target, draws.t)
 
     # ------------------------------------------------------------------------------------------------- attention
 

@@ -16,7 +16,7 @@ from songbloom.prior.songbloom import samplers
 from songbloom.prior.songbloom.conditioners import Conditions, frames_as_published
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.generate import Trace, generate
-from songbloom.prior.songbloom.loss import TrainingDraws, losses, training_outputs
+from songbloom.prior.songbloom.loss import TrainingDraws, losses
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.prior.songbloom.settings import Compatibility, GenerationSettings
 from songbloom.published.songbloom import prior as published
@@ -230,7 +230,7 @@ def check_train(golden: Golden) -> None:
         for key in ("drop_h", "drop_s")
     )
     draws = TrainingDraws(golden.look("t"), noise, hidden, sketch)
-    outputs = training_outputs(prior, tokens, latents, lengths, given_conditions(golden), draws=draws)
+    outputs = prior.training_outputs(tokens, latents, lengths, given_conditions(golden), draws=draws)
     golden.expect("t", got=outputs.t)
     golden.expect("ar_logit", got=outputs.logits, **PASS)
     golden.expect("ar_target", got=outputs.targets)

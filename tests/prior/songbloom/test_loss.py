@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from songbloom.errors import UserError
 from songbloom.prior.songbloom.diffusion import draw_times, mix
-from songbloom.prior.songbloom.loss import draw_for_training, drop_conditions, losses, training_outputs
+from songbloom.prior.songbloom.loss import draw_for_training, drop_conditions, losses
 from tests.prior.songbloom.tiny import CONFIG, seeded, some_codes, some_conditions, tiny_prior
 
 LENGTHS = torch.tensor([9, 6])
@@ -16,7 +16,7 @@ LENGTHS = torch.tensor([9, 6])
 
 def forward(prior, tokens, latents, lengths=LENGTHS, seed=3):
     conditions = some_conditions(prior)
-    return training_outputs(prior, tokens, latents, lengths, conditions, generator=seeded(seed)[0]), conditions
+    return prior.training_outputs(tokens, latents, lengths, conditions, generator=seeded(seed)[0]), conditions
 
 
 def slow_loss(prior, tokens, latents, lengths, conditions, draws):
@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_the_loops_and_so_are_its_gradients(objective):
     draws = draw_for_training(prior.config, 5, training=True, generator=seeded(5)[0], device=tokens.device)
     assert 0 < draws.hide_hidden.sum() + draws.hide_sketch.sum() < 10
     conditions = some_conditions(prior)
-    loss, metrics = losses(training_outputs(prior, tokens, latents, LENGTHS, conditions, draws=draws), prior.config)
+    loss, metrics = losses(prior.training_outputs(tokens, latents, LENGTHS, conditions, draws=draws), prior.config)
     loss.backward()
     found = {name: p.grad.clone() for name, p in prior.named_parameters() if p.grad is not None}
     prior.zero_grad(set_to_none=True)
