@@ -391,7 +391,8 @@ class Rules:
                 continue
             if not row.record.get("phrases"):
                 self._matched(row, name, timed)
-            last = max(end for _, end in timed.times)
+            guessed = path.suffix.lower() == ".lrc"  # in which lines have a start alone
+            last = max(start if guessed else end for start, end in timed.times)
             if seconds and last > seconds + max(SLACK, 0.02 * seconds):
                 self._note(
                     row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,17 +129,18 @@ def _seconds(phrase: Mapping[str, Any], key: str, where: str) -> float:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a text file in UTF-8, or in Shift JIS, which old Japanese corpora use.
+    """Lines of a text file in UTF-8, in Shift JIS, which old Japanese corpora use, or in UTF-16 that says so.
 
     Raises:
-        UserError: it cannot be read, or is in neither.
+        UserError: it cannot be read, or is in none of them.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    for encoding in ("utf-8-sig", "cp932"):
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp932"):
         try:
             return content.decode(encoding).splitlines()
         except UnicodeDecodeError:

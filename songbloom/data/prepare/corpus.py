@@ -23,7 +23,7 @@ from songbloom.errors import UserError, reason
 from songbloom.files import hold, write_text
 from songbloom.lyrics.timed_text import TimedText
 
-VERSION = 1
+VERSION = 2
 """Another number makes every song be prepared anew."""
 _STEP = 0.1  # seconds in which sound is looked for
 _AGREES = 0.7  # share of a recording in which score and voice must agree
@@ -320,15 +320,15 @@ def _phrases(material: Material, seconds: float, notices: list[str]) -> list[Phr
         if abs(shift) > 0.25:
             notices.append(f"the voice is {abs(shift):.1f} s {'later' if shift > 0 else 'earlier'} than the score")
             phrases = layout.moved(phrases, shift)
-    return _inside(phrases, seconds, notices)
+    return _inside(phrases, seconds, notices, ends_known=not material.extra.get("lrc_path"))
 
 
-def _inside(phrases: list[Phrase], seconds: float, notices: list[str]) -> list[Phrase]:
-    """Times that end with the sound; none at all if they go far beyond it."""
+def _inside(phrases: list[Phrase], seconds: float, notices: list[str], *, ends_known: bool) -> list[Phrase]:
+    """Times that end with the sound; none at all if they go far beyond it. In LRC lines have a start alone."""
     timed = layout.as_timed(phrases)
     last = max((phrase.end for phrase in timed), default=0.0)
     late = [phrase for phrase in timed if phrase.start >= seconds - 0.05]
-    if late or last > seconds + 2.0:
+    if late or (ends_known and last > seconds + 2.0):
         notices.append(f"times are left out: words end at {last:.1f} s, and the recording at {seconds:.1f} s")
         return layout.without_times(phrases)
     return [

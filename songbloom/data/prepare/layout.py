@@ -21,6 +21,8 @@ GAP = 4.0
 """Seconds without words that make a section of their own."""
 _JAPANESE = re.compile("[ぁ-ゖァ-ヺ㐀-鿿ｦ-ﾝ]")
 _FOREIGN = re.compile(r"[^ぁ-ゟ゠-ヿ㐀-鿿々〆〇ｦ-ﾟ0-9０-９{}｜、。，．！？,.!?\s\u3000]+")
+_UNKNOWN_TAG = re.compile(r"\[[ -Z^-~]*\]")
+"""What looks like a tag where known ones have been taken out."""
 _LETTERS = re.compile(r"[\W_]+")
 
 
@@ -51,10 +53,12 @@ class Part:
 def lines_of(text: str) -> list[Phrase]:
     """The lines of a text and the tags before them; an empty line between stanzas is a phrase without text or tag.
 
+    What stands in brackets and is no tag that is known stays with the words, for the check to tell.
+
     Raises:
         UserError: a tag's mistake, with line and column.
     """
-    tags = list(find_tags(text))
+    tags = [tag for tag in find_tags(text) if tag.name]
     found: list[Phrase] = []
     start = 0
     for row in text.splitlines(keepends=True):
@@ -114,6 +118,9 @@ def timed_lines(timed: TimedText) -> list[Phrase]:
                 line = next(times)
                 phrases.append(Phrase(phrase.text, line[0].start, max(piece.end for piece in line), waiting))
                 waiting, has_times = "", False
+            elif _UNKNOWN_TAG.fullmatch(phrase.text):
+                phrases.append(Phrase(phrase.text, tag=waiting))
+                waiting = ""
         start = end
     return [*phrases, Phrase("", tag=waiting)] if waiting else phrases
 
@@ -203,11 +210,17 @@ def _as_sung(phrase: Phrase, timed: TimedText) -> Phrase:
 
 
 def clean_japanese(phrases: Sequence[Phrase]) -> list[Phrase]:
-    """Lines without what is not Japanese (scat in Latin letters, signs); lines with nothing else go, tags stay."""
+    """Lines without what is not Japanese (scat in Latin letters, signs); lines with nothing else go, tags stay.
+
+    Misspelt tags stay, too.
+    """
     cleaned: list[Phrase] = []
     for phrase in phrases:
-        text = re.sub(r"\s+", " ", _FOREIGN.sub(" ", phrase.text)).strip(" 、。，．,.!?！？")
-        kept = text if _JAPANESE.search(text) else ""
+        pieces = _UNKNOWN_TAG.split(phrase.text)
+        told = _UNKNOWN_TAG.findall(phrase.text)
+        words = (re.sub(r"\s+", " ", _FOREIGN.sub(" ", piece)).strip(" 、。，．,.!?！？") for piece in pieces)
+        words = (text if _JAPANESE.search(text) else "" for text in words)
+        kept = " ".join(filter(None, itertools.chain.from_iterable(itertools.zip_longest(words, told))))
         if kept or phrase.tag or not phrase.text:
             cleaned.append(replace(phrase, text=kept) if kept else Phrase("", tag=phrase.tag))
     return _tags_joined(cleaned)

@@ -52,6 +52,23 @@ def test_every_kind_of_words(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert report.errors == []
 
 
+def test_the_last_line_of_lrc_lasts_until_the_song_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """LRC does not say for how long; that a guess is too long is no reason to do without times."""
+    voice(tmp_path / "in" / "a.wav")
+    text(tmp_path / "in" / "a.lrc", f"[00:01.00]さくらさいた\n[00:16.00]{'はるのかぜ' * 3}\n")
+    (row,) = prepare(tmp_path).values()
+    assert [(p["start"], p["end"]) for p in row["phrases"]] == [(1.0, 5.2), (16.0, row["seconds"])]
+    said = capsys.readouterr().out
+    assert "times are left out" not in said and "words end at" not in said
+
+
+def test_words_in_the_encodings_of_windows(tmp_path: Path):
+    for name, encoding in (("a", "utf-16"), ("b", "utf-8-sig"), ("c", "cp932")):
+        voice(tmp_path / "in" / f"{name}.wav", seed=ord(name))
+        (tmp_path / "in" / f"{name}.txt").write_bytes("[verse]\r\nさくら\r\n".encode(encoding))
+    assert {row["lyrics"] for row in prepare(tmp_path).values()} == {"[verse]\nさくら\n"}
+
+
 def lines_as_timed(lines: list[Timed]) -> TimedText:
     return from_phrases([line._asdict() for line in lines])
 

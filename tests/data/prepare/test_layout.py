@@ -88,6 +88,15 @@ def test_cleaning_leaves_out_scat_and_keeps_tags():
     assert written(parts_of(cleaned, 30.0)) == "[intro]\n[verse]\nさくら はな\n[chorus]\n[outro]\nコーヒー、々\n"
 
 
+def test_a_misspelt_tag_is_left_for_the_check_to_tell(tmp_path: Path):
+    text = "[verse]\nさくら\n[chrous]\nはな la\n[x2] doo はる"
+    for lines in (lines_of(text), clean_japanese(lines_of(text))):
+        said = written(parts_of(lines, 30.0))
+        assert "[chrous]\nはな" in said and "[x2]" in said and said.startswith("[verse]\nさくら\n")
+    path = made.text(tmp_path / "a.lrc", "[00:01.00]さくら\n[chrous]\n[00:04.00]はな\n")
+    assert [line.text for line in timed_lines(read_timed(path))] == ["さくら", "[chrous]", "はな"]
+
+
 LETTERS = st.text(st.sampled_from("さくらんー春々 abc-s\\.。,!\n♡ｱ1{}"), max_size=12)
 
 
