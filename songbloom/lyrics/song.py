@@ -7,14 +7,15 @@ alone or in place of how the word before it is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from songbloom.errors import did_you_mean
 from songbloom.lyrics import japanese, western
-from songbloom.lyrics.morae import is_kana
-from songbloom.lyrics.phonemes import SECTION_END, SENTENCE_END, SILENT_TAGS
+from songbloom.lyrics.morae import ENDS_MORA, PHONEMES, VOWELS, is_kana
+from songbloom.lyrics.phonemes import MARKS, SECTION_END, SENTENCE_END, SILENT_TAGS
 from songbloom.lyrics.structure import Section, find_tags, parse, tag_count
 from songbloom.lyrics.tokens import Places, SectionTokens
 from songbloom.lyrics.western import Sound
@@ -27,6 +28,7 @@ _BRACES = re.compile(r"\{([^{}\n]*)\}")
 _BASE = re.compile(r"(?:[A-Za-z'’]+|[\u3005-\u3007\u3400-\u9fff]+|[ァ-ヺー]+|[ぁ-ゖー]+)\Z")
 _KANA = re.compile("[ぁ-ゖァ-ヺｦ-ﾝ]")
 _HAN = re.compile("[\u3400-\u9fff]")
+_ENDS = (SENTENCE_END, SECTION_END)
 _SPLIT = {"ty": ("t", "y"), "kw": ("k", "w"), "gw": ("g", "w"), "fy": ("f", "y")}
 _TAG_INSTEAD = {"[prechorus]": "[verse]"}
 """What stands for sounds and tags that a vocabulary lacks."""
@@ -66,7 +68,7 @@ def read_song(
         known: the symbols of the vocabulary.
         places: takes the problems.
         language: one of :data:`LANGUAGES` but ``published``; ``auto``: Japanese if there are kana, else Chinese if
-            there are Chinese characters, else phonemes if all words are, else English.
+            there are Chinese characters, else phonemes if all words are (:func:`language_of`), else English.
         english: ``arpabet``, or a rule of the Japanese vocabularies, for English words in Japanese songs.
         reading: how Japanese is read.
         seconds_per_tag: as in :func:`songbloom.lyrics.structure.write_published`.
@@ -101,13 +103,21 @@ def language_of(words: str, known: Collection[str]) -> Language:
     if _HAN.search(words):
         return "zh"
     parts = words.split()
-    if (
-        parts
-        and any(part[-1].isdigit() and not part.isdigit() for part in parts)
-        and all(part in known for part in parts)
+    if all(part in known for part in parts) and (
+        any(part[-1].isdigit() and not part.isdigit() for part in parts) or _are_japanese(parts)
     ):
         return "phonemes"
     return "en"
+
+
+def _are_japanese(parts: Sequence[str]) -> bool:
+    """Whether words are Japanese phonemes: there are consonants, and a vowel after each.
+
+    Spelled letters (``a b c``) and words that are symbols too (``my``) have consonants in a row or at the end.
+    """
+    sounds = [part for part in parts if part not in MARKS]
+    after = [following for sound, following in pairwise([*sounds, ""]) if sound not in ENDS_MORA]
+    return bool(after) and {*sounds} <= {*PHONEMES} and {*after} <= VOWELS
 
 
 def _take_phonemes(masked: list[str], known: Collection[str], places: Places) -> list[Sound]:
@@ -135,9 +145,10 @@ def _take_phonemes(masked: list[str], known: Collection[str], places: Places) ->
 
 
 def _given_phonemes(words: str, known: Collection[str], places: Places) -> Iterator[Sound]:
+    """Phonemes and marks as they are written; a line's end stands for ``.`` where no mark does."""
     for match in re.finditer(r"\n|[^\s]+", words):
-        if match[0] in ("\n", SENTENCE_END, SECTION_END):
-            yield Sound(*match.span(), (), stop=True, firm=match[0] == SENTENCE_END)
+        if match[0] == "\n":
+            yield Sound(*match.span(), (), stop=True)
         elif match[0] in known:
             yield Sound(*match.span(), (match[0],))
         else:
@@ -199,12 +210,12 @@ def _assembled(
             if tag != section.tag:
                 instead = f"{tag} stands for it" if tag else "it is left out"
                 places.note(section.start, section.tag, f"is not in this vocabulary; {instead}")
-            if symbols:
+            if symbols and symbols[-1].symbol != SECTION_END:  # given phonemes have their own
                 symbols.append(Symbol(SECTION_END, *span))
             count = tag_count(section, per_tag) if tag else 0
             begun.append(SectionTokens(tag, len(symbols), count, section.seconds))
             symbols += [Symbol(tag, *span)] * count
-            if section.tag in SILENT_TAGS and any(sound.symbols for sound in inside):
+            if section.tag in SILENT_TAGS and any(set(sound.symbols) - {*MARKS} for sound in inside):
                 places.note(
                     section.start, section.tag, "has words; they are sung, but published models know none there"
                 )
@@ -221,10 +232,11 @@ def _sentences(sounds: list[Sound], *, final: bool) -> Iterator[Symbol]:
                 waiting = sound
             continue
         if waiting is not None and sound.symbols:
-            yield Symbol(SENTENCE_END, waiting.start, waiting.end)
+            if sound.symbols[0] not in _ENDS:
+                yield Symbol(SENTENCE_END, waiting.start, waiting.end)
             waiting = None
         for symbol in sound.symbols:
             yield Symbol(symbol, sound.start, sound.end)
-            begun = True
+            begun = symbol not in _ENDS
     if final and waiting is not None and waiting.firm:
         yield Symbol(SENTENCE_END, waiting.start, waiting.end)

@@ -177,7 +177,8 @@ class SongWriter:
         new = frames.new_zeros(items, window.new, frames.shape[-1])
         new[..., 0] = config.eos
         told: Sequence[Told] = labels(window.start, part) if labels else [Told()] * items
-        order, kinds, counts = self._in_groups(told, self._going_on(frames, sketch))
+        silent_first = settings.generation.compatibility.silent_first_patch
+        order, kinds, counts = self._in_groups(told, self._going_on(frames, sketch, silent_first=silent_first))
         if order:
             own = [self.form.sounding(sketch[item]) for item in order] if self.keeps_sketch else []
             dtype = dtype_of(settings.precision)
@@ -200,15 +201,20 @@ class SongWriter:
                 new[[order[song] for song in patch.items], place : place + config.patch_size] = rows
                 if on_token:
                     on_token(window.prompt + place + config.patch_size)
-        if not begin and settings.generation.compatibility.silent_first_patch:
+        if not begin and silent_first:
             silent = new[:, 0, 0] == config.eos
             new[silent, : config.patch_size, 0] = 0  # latents of zeros under some token
         return new
 
-    def _going_on(self, frames: Tensor, sketch: Tensor) -> list[int]:
-        """The items whose songs have not ended before the end of ``frames``."""
+    def _going_on(self, frames: Tensor, sketch: Tensor, *, silent_first: bool = False) -> list[int]:
+        """The items whose songs have not ended before the end of ``frames``.
+
+        With ``silent_first`` one patch of nothing but zero latents is a song that ended at once.
+        """
         begin, eos = frames.shape[1], self.prior.config.eos
         going = [not begin or int(item[-1, 0]) != eos for item in frames]
+        if silent_first and begin == self.prior.config.patch_size:
+            going = [on and bool(item[:, 1:].any()) for on, item in zip(going, frames, strict=True)]
         if self.keeps_sketch:
             going = [on and begin < self.form.sounding(own) for on, own in zip(going, sketch, strict=True)]
         return [item for item, on in enumerate(going) if on]

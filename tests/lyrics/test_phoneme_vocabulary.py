@@ -17,6 +17,7 @@ from songbloom.lyrics.__main__ import main
 from songbloom.lyrics.morae import PHONEMES as JAPANESE
 from songbloom.lyrics.phoneme_vocabulary import NEW, section_times, starting_rows
 from songbloom.lyrics.phonemes import NEAREST, PUBLISHED
+from songbloom.lyrics.song import language_of
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.songbloom.conditioners import LyricConditioner
 from songbloom.prior.songbloom.config import SongBloomConfig
@@ -227,3 +228,29 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path.write_text("[verse 8]s\n[chorus 3q]", encoding="utf-8")
     assert main(["show", str(path), "--lyrics_vocab=songbloom"]) == 2
     assert "line 2, column 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[verse] HH AH0 . . L OW1 , W ER1 , , . , [chorus] a1 - b ! ?",
+        "[intro] [intro] , [verse] k o N n i ch i w a , [outro]",
+        "s a k u r a , s a k u r a ! cl t e",
+        "h ao3 . . ",
+    ],
+)
+def test_phonemes_are_taken_as_they_are(text: str):
+    """Marks too, as the published program takes its own phonemes."""
+    for language in ("auto", "phonemes"):
+        tokens = OURS.tokenize(text, language=language)
+        assert OURS.decode(tokens.ids) == text.strip() and not tokens.problems
+
+
+def test_lines_of_phonemes_are_sentences():
+    tokens = OURS.tokenize("[verse]\nk a z e .\nn o\nu t a ,\nd a\n[chorus 4s]\nh a i\n")
+    assert OURS.decode(tokens.ids) == "[verse] k a z e . n o . u t a , d a , [chorus] h a i"
+
+
+@pytest.mark.parametrize("words", ["a b c", "I a my by", "o o o", "sh sh", "my love", "a", "", ". ,"])
+def test_words_that_are_symbols_too_are_words(words: str):
+    assert language_of(words, PUBLISHED) == "en"

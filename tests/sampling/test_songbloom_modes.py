@@ -183,6 +183,18 @@ def test_songs_end_by_themselves(
     assert '<p class="ended">' not in Path("least/index.html").read_text(encoding="utf-8")
 
 
+def test_a_silent_first_patch_is_the_song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the published program leaves songs that end at once, however short windows are."""
+    write_tiny(tmp_path / "logs", ending=3.0)
+    monkeypatch.chdir(tmp_path)
+    songs = {}
+    for patches in (1, 2):
+        how = (f"--window_patches={patches}", "--steps=1", "--n_samples=5", "--compatibility=silent_first_patch")
+        usual = ("--model=tiny_songbloom", "--device=cpu", "--sample_length_in_seconds=.96")
+        songs[patches] = sample(f"windows_{patches}", *how, usual=usual)[0]
+        assert songs[patches][1].shape == (5, 4) and not songs[patches][0].any()
+
+
 def test_only_some_of_many_songs_that_ended_are_named() -> None:
     assert ended_early([5, 5], 5, 0.5) == ""
     told = ended_early([5, *[2] * 30], 5, 0.5, most=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from songbloom.errors import UserError, did_you_mean
@@ -86,12 +87,15 @@ class GenerationSettings:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         for name in ("temperature", "diffusion_temperature"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be a finite number, 0 or more")
+        for name in ("cfg_lm", "cfg_diffusion"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}: guidance must be a finite number")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: it must lie between 0 (off) and 1")
-        if not self.penalty > 0:
-            raise UserError(f"penalty is {self.penalty}: it must be above 0, and 1 turns it off")
+        if not 0 < self.penalty < math.inf:
+            raise UserError(f"penalty is {self.penalty}: it must be a finite number above 0, and 1 turns it off")
 
     def patches(self, patch_size: int) -> int:
         """Patches a song may have."""

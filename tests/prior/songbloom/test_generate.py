@@ -1,5 +1,6 @@
 """Songs from caches and batches against the slow reference; where they end, go on, and what they refuse."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,11 @@ def test_requests_that_do_not_fit_are_refused():
         {"temperature": -1.0},
         {"top_p": 1.5},
         {"penalty": 0.0},
+        {"penalty": math.inf},
+        {"temperature": math.inf},
+        {"diffusion_temperature": math.inf},
+        {"cfg_lm": math.inf},
+        {"cfg_diffusion": math.nan},
     ):
         with pytest.raises(UserError):
             replace(SETTINGS, **change)
