@@ -191,7 +191,7 @@ def usual_generation(model: str, hps: Mapping[str, Any], frame_rate: float) -> G
     weights = target_of(path) if path else None
     found = None if weights is None else files.beside(weights, weights.stem + files.SETTINGS)
     if found is not None:
-        content = read_settings(found)
+        content = read_settings(found, only=files.PARTS)
         inference = content.get("inference")
         if isinstance(inference, Mapping):
             most = content.get("max_dur")

@@ -31,7 +31,7 @@ from tests.sampling.songbloom_tiny import RATE, stereo, tiny_prior, tiny_vae
 SETTINGS = """
 max_dur: 2
 sr: 8000
-train_dataset: {lyric_processor: phoneme, prompt_len: 10}
+train_dataset: {lyric_processor: phoneme, prompt_len: 10, folder: "${eval:'1'}"}
 model:
   block_size: 4
   latent_dim: 4
@@ -188,6 +188,26 @@ def test_a_download_brings_its_settings(place: Path, tmp_path: Path, monkeypatch
     assert codes[1].shape == (1, 300)
     count = len(asked)
     assert torch.equal(sample("again", *kept)[1], codes[1]) and len(asked) == count
+
+
+def test_what_belongs_to_the_long_model_is_in_the_other_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, there = ModuleType("huggingface_hub"), {"SongBloom": files.COMPANIONS, "SongBloom_long": ("x.pt", "x.yaml")}
+
+    def download(repository: str, name: str, local_dir: str) -> None:
+        if name not in there[repository.removeprefix("CypressYang/")]:
+            raise OSError("no such file there")
+        (Path(local_dir) / name).write_text(repository)
+
+    hub.hf_hub_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    weights = files.fetch("hf://CypressYang/SongBloom_long/x.pt", tmp_path)
+    assert {each.name: each.read_text() for each in weights.parent.iterdir()} == {
+        **dict.fromkeys(("x.pt", "x.yaml"), "CypressYang/SongBloom_long"),
+        **dict.fromkeys(files.COMPANIONS, "CypressYang/SongBloom"),
+    }
+    assert files.codec_of(weights, {}) == str(weights.parent / files.CODEC)
 
 
 def test_what_a_path_names(tmp_path: Path) -> None:

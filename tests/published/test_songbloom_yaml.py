@@ -45,6 +45,22 @@ def test_files_beside_the_weights_are_read():
     assert read == [FOLDER / "model.yaml", FOLDER / "vocab.yaml"]
 
 
+@pytest.mark.parametrize("name", ["vocab.yaml", "'???/vocab.yaml'", '${dynamic_path:"???/vocab.yaml"}'])
+def test_names_of_files_may_be_bare_or_quoted(name):
+    read = []
+    resolve({"vocab": f"${{load_yaml:{name}}}"}, FOLDER, reader=lambda path: read.append(path))
+    assert read == [FOLDER / "vocab.yaml"]
+
+
+def test_parts_that_are_not_wanted_need_not_be_followed():
+    content = {"model": {"dim": "${width}"}, "width": 8, "train": {"folder": "${eval:'1'}", "root": "${oc.env:HOME}"}}
+    assert resolve(content, FOLDER, only=("model", "max_dur"), reader=no_file) == {"model": {"dim": 8}}
+    bare = {"dim": "${width}", "width": 8}
+    assert resolve(bare, FOLDER, only=("model",), reader=no_file) == {"dim": 8, "width": 8}
+    with pytest.raises(UserError, match="would be run"):
+        resolve(content, FOLDER, reader=no_file)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -8,6 +8,7 @@ what belongs beside it with it. ``hf://OWNER/NAME`` and a folder stand for the f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,8 @@ SCHEME = "hf://"
 SETTINGS, VOCABULARY = ".yaml", "vocab_g2p.yaml"
 CODEC = "autoencoder_music_dsp1920.ckpt"
 COMPANIONS = (VOCABULARY, CODEC)
+ELSEWHERE = {"CypressYang/SongBloom_long": "CypressYang/SongBloom"}  # repository → the one that has its companions
+PARTS = ("model", "inference", "max_dur")  # of a yaml; the rest is about training, in places that are not here
 
 
 def is_hub(path: str) -> bool:
@@ -114,6 +117,9 @@ def _download(path: str, target: Path) -> None:
             if name == file:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
                 raise UserError(f"{path}: cannot be downloaded ({reason}); {advice}") from error
+            if repository in ELSEWHERE and name in COMPANIONS:
+                with suppress(Exception):  # what is still missing is told where it is needed
+                    hf_hub_download(ELSEWHERE[repository], name, local_dir=str(folder))
 
 
 def beside(weights: Path, name: str) -> Path | None:
@@ -151,7 +157,7 @@ def settings_of(weights: Path) -> dict[str, Any]:
     found = beside(weights, weights.stem + SETTINGS)
     if found is None:
         return told
-    content = read_settings(found)
+    content = read_settings(found, only=PARTS)
     told |= settings_from_published(content["model"] if isinstance(content.get("model"), Mapping) else content)
     for derived in ("lyric_vocabulary", "structure_tokens", "section_token", "sentence_token"):
         told.pop(derived, None)  # these follow from the vocabulary

@@ -8,7 +8,7 @@ that they were written for also knows ``${eval:…}``, which is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,13 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: is no plain YAML ({' '.join(str(error).split())})") from None
 
 
-def read_settings(path: Path, *, reader: Reader = read_yaml) -> dict[str, Any]:
+def read_settings(path: Path, *, only: Collection[str] = (), reader: Reader = read_yaml) -> dict[str, Any]:
     """A settings file with its references followed; files that it names are looked for in its own folder.
+
+    Args:
+        path: of the file.
+        only: parts that are wanted, if it has them; references inside of others are left alone. Empty: all.
+        reader: reads it, and the files that it names.
 
     Raises:
         UserError: it cannot be read, is no mapping, or has references that lead nowhere or would run code.
@@ -46,20 +51,24 @@ def read_settings(path: Path, *, reader: Reader = read_yaml) -> dict[str, Any]:
     content = reader(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: is no settings file: it must hold names and values")
-    return resolve(content, path.parent, reader=reader)
+    return resolve(content, path.parent, only=only, reader=reader)
 
 
-def resolve(content: Mapping[str, Any], folder: Path, *, reader: Reader = read_yaml) -> dict[str, Any]:
+def resolve(
+    content: Mapping[str, Any], folder: Path, *, only: Collection[str] = (), reader: Reader = read_yaml
+) -> dict[str, Any]:
     """``content`` with its references followed.
 
     Args:
         folder: what ``???`` stands for.
+        only: of :func:`read_settings`.
         reader: reads the files of ``load_yaml``.
 
     Raises:
         UserError: a reference that leads nowhere, in a circle, or would run code.
     """
-    return _Resolver(content, folder, reader).of(content, ())
+    wanted = {key: value for key, value in content.items() if key in only} or content
+    return _Resolver(content, folder, reader).of(wanted, ())
 
 
 class _Resolver:
@@ -88,11 +97,11 @@ class _Resolver:
         name, colon, argument = text.partition(":")
         if not colon:
             return self._value(text, place, depth)
-        path = str(self.folder) + argument.removeprefix("???") if argument.startswith("???") else argument
+        path = argument.strip().strip("'\"").replace("???", str(self.folder))
         if name == "dynamic_path":
             return path
         if name == "load_yaml":
-            return self.reader(Path(path))
+            return self.reader(self.folder / path if Path(path).name == path else Path(path))
         raise UserError(f"{'.'.join(place)}: ${{{text}}} would be run, which is not done: write its value instead")
 
     def _value(self, name: str, place: tuple[str, ...], depth: int) -> Any:
