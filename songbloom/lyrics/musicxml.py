@@ -1,4 +1,4 @@
-"""Words and their times in MusicXML scores: tempo, ties, melismas, elisions, repeats with verses, ``.mxl`` archives.
+"""Words and their times in MusicXML scores: tempo, ties, melismas, elisions, repeats with verses, jumps, ``.mxl``.
 
 Read with the standard library's parser: nothing is fetched, and entities are not expanded from outside.
 """
@@ -6,6 +6,8 @@ Read with the standard library's parser: nothing is fetched, and entities are no
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -23,13 +25,21 @@ from songbloom.lyrics.timed_text import Builder, TimedText
 DEFAULT_TEMPO = 120.0
 """Quarter notes a minute where a score has no tempo."""
 _BREATHS = frozenset(("br", "息", "R"))
-_HELD = frozenset(("-", ""))
-_LONG = ("ー", "－", "―")
+_HELD = frozenset(("", *"-_~＿〜～‐–—―－"))  # written under notes that go on with the syllable before
+_LONG = ("ー",)
 _BEATS = {"whole": 4.0, "half": 2.0, "quarter": 1.0, "eighth": 0.5, "16th": 0.25, "breve": 8.0}
 _LEAD_NAMES = ("lead", "melody", "main", "solo", "リード", "メロディ", "主旋律")
 _VOICE_NAMES = ("vocal", "voice", "sing", "ボーカル", "ヴォーカル", "歌")
 _RHYTHM_NAMES = ("percussion", "drum", "パーカッション", "ドラム")
 _SENTENCE_ENDS = "。！？!?"
+_JUMPS = (
+    ("jump", re.compile(r"(?i)(d\.?\s*[cs]\b|da capo|dal segno)")),
+    ("to_coda", re.compile(r"(?i)to\s+coda\b")),
+    ("fine", re.compile(r"(?i)fine\.?$")),
+    ("coda_sign", re.compile(r"(?i)coda$")),
+)
+"""Directions that tell where to go on, as they are written where a score has no ``sound`` for them."""
+_DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 _MOST_BYTES = 64 << 20
 _BROKEN_ARCHIVE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),  # the last of one with a password
@@ -46,8 +56,8 @@ def read_musicxml(
         path: a score, ``.musicxml``, ``.xml`` or compressed ``.mxl``.
         part: the part's id or name; without it the one with the most words, a leading voice before another voice, that
             before an instrument, and vocal percussion last.
-        repeats: follow repeats and endings, with the verse whose number is that of the pass; without, each measure once
-            and verse 1.
+        repeats: follow repeats, endings, D.C. and D.S., with the verse whose number is that of the pass; without, each
+            measure once and verse 1.
         phrase_beats: a rest of so many beats ends a line.
 
     Returns:
@@ -77,7 +87,7 @@ def _parse(path: Path) -> Element:
     if path.suffix.lower() == ".mxl" or content[:2] == b"PK":
         content = _unzip(path)
     try:
-        root = ElementTree.fromstring(content)
+        root = ElementTree.fromstring(_decoded(content))
     except ElementTree.ParseError as error:
         raise UserError(f"{path}, line {error.position[0]}: is no XML ({error})") from error
     except (LookupError, ValueError) as error:  # an encoding that the parser does not have
@@ -87,6 +97,15 @@ def _parse(path: Path) -> Element:
     if root.tag not in ("score-partwise", "score-timewise"):
         raise UserError(f"{path}: is XML, but no MusicXML score (it is a {root.tag})")
     return root
+
+
+def _decoded(content: bytes) -> bytes | str:
+    """XML in Shift JIS or EUC-JP as text, which the parser does not read; other XML as it is."""
+    declared = _DECLARED.match(content)
+    name = declared[1].decode().lower() if declared else ""
+    if declared is None or not name.startswith(("shift", "x-sjis", "sjis", "windows-31j", "cp932", "euc-jp")):
+        return content
+    return content[declared.end() :].decode("euc_jp" if name.startswith("euc") else "cp932").strip()
 
 
 def _unzip(path: Path) -> bytes:
@@ -142,7 +161,7 @@ class _PartReader:
             elif child.tag == "note":
                 length = 0.0 if child.find("grace") is not None else self._length(child, element)
                 start = last if child.find("chord") is not None else where
-                measure.notes.append(_note(child, start, length))
+                measure.notes.append(_of_chord(_note(child, start, length), child, measure))
                 if child.find("chord") is None:
                     last, where = where, where + length
             elif child.tag in ("backup", "forward"):
@@ -171,9 +190,13 @@ class _PartReader:
                     measure.tempos.append((where, float(rate) * beat))
         for words in (*element.iter("rehearsal"), *element.iter("words")):
             measure.marks.append((where, (words.text or "").strip()))
+        _jumps(element, sound, measure)
 
     def _length(self, element: Element, measure: Element) -> float:
-        return self._number(element.findtext("duration") or "0", measure) / self._divisions
+        length = self._number(element.findtext("duration") or "0", measure) / self._divisions
+        if length < 0:
+            raise UserError(f"{self._path}, measure {measure.get('number', '?')}: a duration is below 0")
+        return length
 
     def _number(self, text: str | None, measure: Element) -> float:
         try:
@@ -185,16 +208,46 @@ class _PartReader:
         return number
 
 
+def _jumps(element: Element, sound: Element | None, measure: Measure) -> None:
+    """Notes what a direction says about where to go on: as ``sound``, in words, or as a sign."""
+    told = () if sound is None else [name for name, value in sound.items() if value != "no"]
+    for name in ("dacapo", "dalsegno"):
+        measure.jump = name if name in told else measure.jump
+    for name, attribute in (("segno", "segno"), ("fine", "fine"), ("tocoda", "to_coda"), ("coda", "coda")):
+        if name in told:
+            setattr(measure, attribute, True)
+    measure.segno |= next(element.iter("segno"), None) is not None
+    if {"dacapo", "dalsegno", "fine", "tocoda", "coda"} & set(told):
+        return
+    measure.coda_sign |= next(element.iter("coda"), None) is not None
+    for words in element.iter("words"):
+        text = (words.text or "").strip()
+        name = next((name for name, pattern in _JUMPS if pattern.match(text)), "")
+        if name == "jump":
+            measure.jump = "dacapo" if re.match(r"(?i)(d\.?\s*c|da)\b", text) else "dalsegno"
+        elif name:
+            setattr(measure, name, True)
+
+
+def _of_chord(note: Note, element: Element, measure: Measure) -> Note:
+    """A note of a chord without words, if another note of the chord has them."""
+    if element.find("chord") is None or not any(n.words and n.start == note.start for n in measure.notes):
+        return note
+    return note._replace(words={})
+
+
 def _note(element: Element, start: float, length: float) -> Note:
     words: dict[str, tuple[str, str]] = {}
     breath = False
     for lyric in element.findall("lyric"):
-        text = "".join(_lyric_texts(lyric))
-        breath = breath or text.strip() in _BREATHS
-        if text.strip() not in _BREATHS | _HELD:
-            words.setdefault(lyric.get("number") or "1", (text.strip(), _syllabic(lyric)))
-    is_rest = element.find("rest") is not None
-    tied = any(tie.get("type") == "stop" for tie in element.findall("tie"))
+        text = "".join(_lyric_texts(lyric)).strip()
+        text = "".join(text.split()) if _is_japanese(text) else text
+        breath = breath or text in _BREATHS
+        if text not in _BREATHS | _HELD:
+            words.setdefault(_verse(lyric), (text, _syllabic(lyric)))
+    is_rest = element.find("rest") is not None or element.find("cue") is not None  # cues are another part's
+    ties = (*element.findall("tie"), *element.findall("notations/tied"))
+    tied = any(tie.get("type") == "stop" for tie in ties)
     return Note(
         start,
         length,
@@ -214,6 +267,13 @@ def _lyric_texts(lyric: Element) -> Iterator[str]:
             yield child.text or ""
         elif child.tag == "elision":
             yield " " if (child.text or "").strip() in ("", "‿", "_") and (child.text or "") else child.text or ""
+
+
+def _verse(lyric: Element) -> str:
+    """The number of a lyric's verse, which some programs write as ``part1verse2``."""
+    name = lyric.get("number") or "1"
+    number = re.search(r"\d+$", name)
+    return str(int(number[0])) if number else name
 
 
 def _syllabic(lyric: Element) -> str:
@@ -262,6 +322,11 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]], phrase_
     if opening:
         tempo = opening[0][1]  # a score may tell its tempo after an upbeat
     before = -1
+    passes: dict[int, set[int]] = {}
+    for index, verse in order:
+        passes.setdefault(index, set()).add(verse)
+    voices = Counter(note.voice for measure in chosen.measures for note in measure.notes if note.words)
+    lead = voices.most_common(1)[0][0] if voices else "1"
     for index, verse in order:
         if index <= before:
             singer.turn_back()
@@ -273,15 +338,37 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]], phrase_
         marks = {mark for measure in here for mark in measure.marks}
         events: list[tuple[float, int, Note | str]] = [(where, 0, name) for where, name in sorted(marks)]
         if index < len(chosen.measures):
-            events += [(note.start, 1, note) for note in chosen.measures[index].notes]
+            notes = _one_voice(chosen.measures[index].notes, lead)
+            events += [(note.start, 1, _in_pass(note, verse, passes[index])) for note in notes]
         for where, _, event in sorted(events, key=lambda e: e[:2]):
             if isinstance(event, str):
                 singer.mark(event)
             else:
-                singer.note(event, clock.seconds(where), clock.seconds(where + event.length), clock.beat(where), verse)
+                singer.note(event, clock.seconds(where), clock.seconds(where + event.length), clock.beat(where))
         now = clock.seconds(length)
         tempo = changes[-1][1] if changes else tempo
     return singer.builder.build()
+
+
+def _one_voice(notes: list[Note], lead: str) -> list[Note]:
+    """The notes of a measure without words that another voice sings at the same time as the leading one."""
+    busy = [(n.start, n.start + n.length) for n in notes if n.voice == lead and not n.rest and n.length]
+
+    def beside(note: Note) -> bool:
+        return any(start < note.start + max(note.length, 1e-6) and note.start < end - 1e-6 for start, end in busy)
+
+    return [note for note in notes if note.voice == lead or not note.words or not beside(note)]
+
+
+def _in_pass(note: Note, verse: int, passes: set[int]) -> Note:
+    """A note with the words of one pass alone, as verse 1.
+
+    Where it has none for this pass, verse 1 is sung again; but words of another pass of this measure are not.
+    """
+    words = note.words.get(str(verse)) or note.words.get("1")
+    others = {str(number) for number in passes}
+    words = words or next((said for number, said in note.words.items() if number not in others), None)
+    return note._replace(words={"1": words} if words else {})
 
 
 def _length(measures: list[Measure]) -> float:
@@ -333,7 +420,7 @@ class _Singer:
         """A repeat begins again; what is sung there is another line."""
         self._break()
 
-    def note(self, note: Note, start: float, end: float, beat: float, verse: int) -> None:
+    def note(self, note: Note, start: float, end: float, beat: float) -> None:
         """One note or rest, ``start`` to ``end`` seconds; ``beat``: seconds of a quarter note there."""
         if note.rest or note.breath:
             if note.voice == self._voice and start >= self._end - 1e-6:
@@ -342,7 +429,7 @@ class _Singer:
                 if note.breath or self._rest >= beat * self._phrase_beats * 0.999:
                     self._break()
             return
-        words = note.words.get(str(verse)) or note.words.get("1") or next(iter(note.words.values()), None)
+        words = note.words.get("1")
         if words is None or self._held(note, words[0]):
             if self._open and note.voice == self._voice and note.length and abs(start - self._end) < 0.02:
                 self.builder.stretch(end)  # tied, or a melisma
@@ -351,6 +438,9 @@ class _Singer:
                     self._break()
             return
         text, syllabic = words
+        silent = self._voice is not None and start - self._end >= beat * self._phrase_beats * 0.999
+        if silent and not self._within_word:
+            self._break()  # some programs write nothing where nothing is sung
         if not self._within_word and not self.builder.ends_with("\n") and not _is_japanese(text):
             self.builder.add(" ")
         self.builder.add(text, start, end)
@@ -370,4 +460,4 @@ class _Singer:
 
 
 def _is_japanese(text: str) -> bool:
-    return any(is_kana(c) or "\u3400" <= c <= "\u9fff" for c in text)
+    return any(is_kana(c) or "\u3400" <= c <= "\u9fff" for c in unicodedata.normalize("NFKC", text))

@@ -178,6 +178,91 @@ def test_compressed_scores(tmp_path: Path):
         read_timed(path)
 
 
+def sung(mark: str, text: str = "", *, more: str = "") -> str:
+    """A measure of a whole note, with what stands before it and, in ``more``, behind it."""
+    direction = f"<direction>{text}{mark}</direction>" if mark or text else ""
+    return direction + note(length=8, words=more)
+
+
+def words_of(text: str) -> str:
+    return f"<direction-type><words>{text}</words></direction-type>"
+
+
+SIGN = "<direction-type><{0}/></direction-type>"
+
+
+@pytest.mark.parametrize(
+    ("marks", "played"),
+    [
+        ({3: '<sound fine="yes"/>', 5: '<sound dacapo="yes"/>'}, "あいうえおあいう"),
+        ({3: words_of("Fine"), 5: words_of("D.C. al Fine")}, "あいうえおあいう"),
+        ({2: '<sound segno="s"/>', 5: '<sound dalsegno="s"/>'}, "あいうえおいうえお"),
+        ({2: '<sound segno="s"/>', 3: '<sound tocoda="c"/>', 4: '<sound dalsegno="s"/>', 5: '<sound coda="c"/>'},
+         "あいうえいうお"),
+        ({2: SIGN.format("segno"), 3: words_of("To Coda"), 4: words_of("D.S. al Coda"), 5: words_of("Coda")},
+         "あいうえいうお"),
+        ({3: SIGN.format("coda"), 4: words_of("D.C. al Coda"), 5: SIGN.format("coda")}, "あいうえあいうお"),
+        ({4: words_of("D.S.")}, "あいうえお"),  # to a segno that is not there
+        ({3: '<sound dacapo="yes"/>', 5: '<sound dacapo="yes"/>'}, "あいうあいうえおあいうえお"),
+        ({5: words_of("Coda")}, "あいうえお"),
+    ],
+)  # fmt: skip
+def test_jumps(tmp_path: Path, marks: dict[int, str], played: str):
+    measures = [sung(marks.get(i, ""), more=lyric(word)) for i, word in enumerate("あいうえお", 1)]
+    found = read(tmp_path, score(*measures))
+    assert "".join(word for word, *_ in found) == played
+    assert [start for _, start, _ in found] == [4.0 * index for index in range(len(found))]
+    path = tmp_path / "a.musicxml"
+    assert "".join(piece.text for piece in read_musicxml(path, repeats=False)) == "あいうえお"
+
+
+def test_a_jump_waits_for_repeats_and_takes_the_last_ending_and_the_next_verse(tmp_path: Path):
+    again = '<barline location="right"><repeat direction="backward"/></barline>'
+    ending = '<barline location="left"><ending number="{0}" type="start"/></barline>'
+    stop = '<barline location="right"><ending number="{0}" type="stop"/>{1}</barline>'
+    measures = (
+        note(length=8, words=lyric("あ") + lyric("い", 2) + lyric("う", 3)),
+        ending.format(1) + note(length=8, words=lyric("か")) + stop.format(1, '<repeat direction="backward"/>'),
+        ending.format(2) + note(length=8, words=lyric("き")) + stop.format(2, ""),
+        note(length=8, words=lyric("さ")) + again + '<direction><sound dacapo="yes"/></direction>',
+        note(length=8, words=lyric("た")),
+    )
+    played = "".join(word for word, *_ in read(tmp_path, score(*measures)))
+    assert played == "あかいきささ" + "うきさた"
+
+
+def test_words_of_other_verses_and_voices(tmp_path: Path):
+    again = '<barline location="right"><repeat direction="backward"/></barline>'
+    first = '<barline location="left"><repeat direction="forward"/></barline>'
+    both = lyric("さ") + lyric("は", 2)
+    numbered = both.replace('number="', 'number="part1verse')
+    for words in (both, numbered):
+        measure = first + note(words=words) + note(words=lyric("る", 2)) + again
+        assert [word for word, *_ in read(tmp_path, score(measure))] == ["さ", "は", "る"]
+    back = "<backup><duration>4</duration></backup>"
+    lower = [note(words=lyric(word)).replace("<voice>1", "<voice>2") for word in "よ"]
+    measure = note(words=lyric("さ")) + note(words=lyric("く")) + back + "".join(lower)
+    alone = note(words=lyric("ら")).replace("<voice>1", "<voice>2")
+    assert [word for word, *_ in read(tmp_path, score(measure, alone))] == ["さ", "く", "ら"]
+    chord = note(words=lyric("さ")).replace("<pitch>", "<chord/><pitch>", 1)
+    assert [word for word, *_ in read(tmp_path, score(note(words=lyric("さ")) + chord))] == ["さ"]
+    cue = note(words=lyric("く")).replace("<note>", "<note><cue/>")
+    assert read(tmp_path, score(note(words=lyric("さ")) + cue)) == [("さ", 0.0, 1.0)]
+
+
+def test_what_japanese_scores_write(tmp_path: Path):
+    elided = "<lyric><text>あ</text><elision>‿</elision><text>い</text></lyric>"
+    held = "".join(note(words=lyric(sign)) for sign in "_＿〜―")
+    gap = "<forward><duration>2</duration></forward>"
+    measure = note(words=elided) + held + note(words=lyric("ｶﾞ")) + gap + note(words=lyric("ー"))
+    assert text_of(tmp_path, score(measure)) == "あいｶﾞ\nー"
+    assert read(tmp_path, score(measure))[0] == ("あい", 0.0, 5.0)
+    for encoding, name in (("cp932", "Shift_JIS"), ("euc_jp", "EUC-JP"), ("utf-16", "UTF-16")):
+        text = score(note(words=lyric("歌"))).replace('"1.0"', f'"1.0" encoding="{name}"', 1)
+        (tmp_path / "a.musicxml").write_bytes(text.encode(encoding))
+        assert read_timed(tmp_path / "a.musicxml").text == "歌"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -189,7 +274,9 @@ def test_compressed_scores(tmp_path: Path):
         (score(note(words=lyric("a")).replace("<duration>2", "<duration>two")), "measure 1: 'two' is no number"),
         (score(note(words=lyric("a")).replace("<duration>2", "<duration>nan")), "measure 1: 'nan' is no number"),
         ("<?xml version='1.0' encoding='klingon'?>\n<score-partwise/>", "cannot be read as XML .*save it as UTF-8"),
-        ("<?xml version='1.0' encoding='shift_jis'?>\n<score-partwise/>", "cannot be read as XML .*save it as UTF-8"),
+        ("<?xml version='1.0' encoding='shift_jis'?>\n<a>さ</a>", "cannot be read as XML .*save it as UTF-8"),
+        ("<?xml version='1.0' encoding='shift_jis'?>\n<score-partwise/>", "has no parts"),
+        (score(note(words=lyric("a"), length=-2)), "measure 1: a duration is below 0"),
     ],
 )
 def test_broken_scores(tmp_path: Path, text: str, message: str):
