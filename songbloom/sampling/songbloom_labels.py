@@ -17,12 +17,14 @@ from songbloom.audio.files import read_audio
 from songbloom.distributed import say, world
 from songbloom.errors import UserError, reason
 from songbloom.hyperparams import Hyperparams
-from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
+from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary, is_phoneme
+from songbloom.lyrics.tokens import SectionTokens, Tokens
 from songbloom.sampling.labelling import Asked
 from songbloom.sampling.songbloom_writer import Told
 
 _SHOWN = 5  # symbols without a token that are named for an item
 _UNSAFE = set('/\\:*?"<>|')
+_LONGEST_NAME = 200  # bytes; file systems take 255, and numbers and suffixes follow
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ class SongLabeller:
                 say(f"note: lyrics, {problem}")
             if len(tokens.problems) > _SHOWN:
                 say(f"note: lyrics: {len(tokens.problems) - _SHOWN} more such places; python -m songbloom.lyrics show")
+            wishes = [words for words in tokens.sections if words.seconds is not None and _sung(tokens, words)]
+            if wishes:
+                say(
+                    f"note: lyrics: {wishes[0].tag} has words and is to last {wishes[0].seconds:g} s, which no model "
+                    "is told: it hears lengths of sections without words alone (docs/lyrics.md)"
+                )
             if len(tokens.ids) > self.lyric_tokens:
                 say(
                     f"note: lyrics: {len(tokens.ids)} tokens, and the model reads the first {self.lyric_tokens}: "
@@ -165,6 +173,12 @@ class SongLabeller:
             with torch.no_grad():
                 self._prompts[path] = codec.encode_latents(audio)[0].float().cpu()
         return self._prompts[path]
+
+
+def _sung(tokens: Tokens, section: SectionTokens) -> bool:
+    """Whether a section has words."""
+    after = [other.first for other in tokens.sections if other.first > section.first]
+    return any(map(is_phoneme, tokens.symbols[section.first : min(after, default=len(tokens))]))
 
 
 _KEPT_OF_WORDS = ("lyrics", "text", "full_tokens", "symbols", "spans")
@@ -209,9 +223,13 @@ def _row(line: str, where: str, folder: Path) -> tuple[str, Asked]:
     if not isinstance(row, dict) or not {"idx", "lyrics"} <= set(row):
         raise UserError(f'{where}: needs "idx" and "lyrics" (and "prompt_wav"), as the published lists have them')
     name, words, prompt = str(row["idx"]), row["lyrics"], row.get("prompt_wav") or None
-    if not name or name.startswith(".") or set(name) & _UNSAFE:
-        raise UserError(f"{where}: idx {name!r} cannot be the name of a file; use letters and digits")
-    if not isinstance(words, str) or not (prompt is None or isinstance(prompt, str)):
+    if isinstance(row["idx"], bool) or not isinstance(row["idx"], (str, int, float)):
+        raise UserError(f"{where}: idx is {json.dumps(row['idx'])[:40]}; give each song a name or a number")
+    if not name.strip() or name.startswith(".") or set(name) & _UNSAFE or not name.isprintable():
+        raise UserError(f"{where}: idx {name[:40]!r} cannot be the name of a file; use letters and digits")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UserError(f"{where}: idx {name[:20]!r}… is longer than {_LONGEST_NAME} bytes; give a shorter name")
+    if not (words is None or isinstance(words, str)) or not (prompt is None or isinstance(prompt, str)):
         raise UserError(f"{where}: lyrics and prompt_wav must be text")
     if prompt is not None and (folder / Path(prompt).expanduser()).is_file():
         prompt = str(folder / Path(prompt).expanduser())

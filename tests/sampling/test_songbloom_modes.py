@@ -17,7 +17,9 @@ import sample as sample_program
 from songbloom.errors import UserError
 from songbloom.sampling import songbloom_alignment
 from songbloom.sampling.job import ended_early
+from songbloom.sampling.labelling import Asked
 from songbloom.sampling.run import read_data
+from songbloom.sampling.songbloom_labels import rows_of_input
 from songbloom.sampling.songbloom_writer import Told
 from tests.sampling.songbloom_tiny import FRAME, PATCH, RATE, stereo, tiny_prior, write_tiny
 
@@ -215,6 +217,31 @@ def test_published_lists_of_songs(place: Path) -> None:
         same, _ = soundfile.read(folder / f"level_0/item_{item}.flac")
         assert rate == RATE and named.shape == (12 * FRAME, 2) and np.array_equal(named, same)
     assert "item_0.flac" in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_lines_of_lists_that_name_no_song(tmp_path: Path) -> None:
+    path = tmp_path / "songs.jsonl"
+    for idx, words in (
+        (None, "idx is null"),
+        (True, "idx is true"),
+        (["a"], "idx is"),
+        ("a/b", "cannot be the name of a file"),
+        (" ", "cannot be the name of a file"),
+        ("a\n", "cannot be the name of a file"),
+        ("あ" * 70, "longer than 200 bytes"),
+    ):
+        path.write_text(json.dumps({"idx": idx, "lyrics": "[verse] la"}))
+        with pytest.raises(UserError, match=f"songs.jsonl:1: .*{words}") as told:
+            rows_of_input(str(path))
+        assert "\n" not in str(told.value)
+    path.write_text(json.dumps({"idx": 1.5, "lyrics": None, "prompt_wav": None}))
+    assert rows_of_input(str(path)) == [("1.5", Asked())]
+
+
+def test_lengths_that_no_model_hears_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample("lengths", "--sample_length_in_seconds=.16", "--lyrics=[intro 2s] [verse 9.5s] la la [chorus] la [outro 2s]")
+    told = [line for line in capsys.readouterr().out.splitlines() if "is to last" in line]
+    assert len(told) == 1 and told[0].startswith("note: lyrics: [verse] has words and is to last 9.5 s, which no model")
 
 
 def test_prompts_of_ones_own_and_mp3(place: Path) -> None:
