@@ -11,7 +11,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -322,10 +322,11 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]], phrase_
     if opening:
         tempo = opening[0][1]  # a score may tell its tempo after an upbeat
     before = -1
+    with_words = [note for measure in chosen.measures for note in measure.notes if note.words]
     passes: dict[int, set[int]] = {}
-    for index, verse in order:
+    for index, verse in order if any("1" in note.words for note in with_words) else ():
         passes.setdefault(index, set()).add(verse)
-    voices = Counter(note.voice for measure in chosen.measures for note in measure.notes if note.words)
+    voices = Counter(note.voice for note in with_words)
     lead = voices.most_common(1)[0][0] if voices else "1"
     for index, verse in order:
         if index <= before:
@@ -339,7 +340,7 @@ def _sing(chosen: Part, parts: list[Part], order: list[tuple[int, int]], phrase_
         events: list[tuple[float, int, Note | str]] = [(where, 0, name) for where, name in sorted(marks)]
         if index < len(chosen.measures):
             notes = _one_voice(chosen.measures[index].notes, lead)
-            events += [(note.start, 1, _in_pass(note, verse, passes[index])) for note in notes]
+            events += [(note.start, 1, _in_pass(note, verse, passes.get(index, ()))) for note in notes]
         for where, _, event in sorted(events, key=lambda e: e[:2]):
             if isinstance(event, str):
                 singer.mark(event)
@@ -360,7 +361,7 @@ def _one_voice(notes: list[Note], lead: str) -> list[Note]:
     return [note for note in notes if note.voice == lead or not note.words or not beside(note)]
 
 
-def _in_pass(note: Note, verse: int, passes: set[int]) -> Note:
+def _in_pass(note: Note, verse: int, passes: Collection[int]) -> Note:
     """A note with the words of one pass alone, as verse 1.
 
     Where it has none for this pass, verse 1 is sung again; but words of another pass of this measure are not.

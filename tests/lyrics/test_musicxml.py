@@ -239,6 +239,8 @@ def test_words_of_other_verses_and_voices(tmp_path: Path):
     for words in (both, numbered):
         measure = first + note(words=words) + note(words=lyric("る", 2)) + again
         assert [word for word, *_ in read(tmp_path, score(measure))] == ["さ", "は", "る"]
+    only = first + note(words=lyric("は", 2)) + again  # a score without a first verse
+    assert [word for word, *_ in read(tmp_path, score(only))] == ["は", "は"]
     back = "<backup><duration>4</duration></backup>"
     lower = [note(words=lyric(word)).replace("<voice>1", "<voice>2") for word in "よ"]
     measure = note(words=lyric("さ")) + note(words=lyric("く")) + back + "".join(lower)
