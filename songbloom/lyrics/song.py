@@ -146,8 +146,8 @@ def _take_phonemes(masked: list[str], known: Collection[str], places: Places) ->
 
 def _given_phonemes(words: str, known: Collection[str], places: Places) -> Iterator[Sound]:
     """Phonemes and marks as they are written; a line's end stands for ``.`` where no mark does."""
-    for match in re.finditer(r"\n|[^\s]+", words):
-        if match[0] == "\n":
+    for match in re.finditer(rf"[{western.LINE_ENDS}]|\S+", words):
+        if match[0].isspace():
             yield Sound(*match.span(), (), stop=True)
         elif match[0] in known:
             yield Sound(*match.span(), (match[0],))

@@ -31,8 +31,9 @@ _LENGTH = re.compile(
     r"(?P<name>.*?)[\s:|,_]+(?:(?P<seconds>\d+(?:\.\d+)?|\.\d+)\s*(?:s|sec|secs|seconds?|秒)|(?P<minutes>\d+):(?P<rest>\d\d(?:\.\d+)?))\s*",
     re.IGNORECASE,
 )
+_DECIMAL_COMMA = re.compile(r"\d+,\d+(?=\s*[a-z秒]|\Z)", re.IGNORECASE)
 _UNCLOSED = re.compile(r"\[\s*([A-Za-z]+)[^\[\]\n]*(?=\n|\[|\Z)")
-_LINE_END = re.compile(r"[!！?？]+|(?:[.。](?!\d))+|\n+|(?<=\s)[,，](?=\s|\Z)")
+_LINE_END = re.compile(r"[!！?？]+|(?:[.。](?!\d))+|[\n\r\v\f\x85\u2028\u2029]+|(?<=\s)[,，](?=\s|\Z)")
 _LONGEST = 3600.0  # seconds of a section
 
 
@@ -86,6 +87,10 @@ def find_tags(text: str) -> Iterator[Tag]:
         _check_closed(text, position, match.start())
         position = match.end()
         name, seconds = match[1].strip(), None
+        if (comma := _DECIMAL_COMMA.search(name)) and tag_of(name[: comma.start()]) is not None:
+            point = comma[0].replace(",", ".")
+            advice = f"has a comma inside a number; write {point}s, or a space after the comma"
+            raise _mistake(text, match.start(), match[0], advice)
         length = _LENGTH.fullmatch(name)
         if length is not None and tag_of(length["name"]) is not None:
             name = length["name"]

@@ -21,13 +21,14 @@ class Sound(NamedTuple):
     firm: bool = False
 
 
+LINE_ENDS = r"\n\r\v\f\x85\u2028\u2029"  # of a class of characters
 _LETTER = r"[^\W\d_\u3040-\u30ff\u3400-\u9fff][\u0300-\u036f]*"
 _PART = re.compile(
     r"(?P<number>[$£]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:st|nd|rd|th)?)"
     r"|(?P<chinese>[\u3400-\u9fff]+)"
     rf"|(?P<word>['’]?(?:{_LETTER})+(?:['’\-](?:{_LETTER})+)*['’]?)"
-    r"|(?P<stop>[,.!?;:…，、。！？；：\n])"
-    rf"|(?P<silent>(?:[\s\"“”‘«»〈〉《》「」『』【】()（）{{}}\-–—~～〜・·/*_&♪♫|\[\]]|['’](?!{_LETTER}))+)"
+    rf"|(?P<stop>[,.!?;:…，、。！？；：{LINE_ENDS}])"
+    rf"|(?P<silent>(?:[^\S{LINE_ENDS}]|[\"“”‘«»〈〉《》「」『』【】()（）{{}}\-–—~～〜・·/*_&♪♫|\[\]]|['’](?!{_LETTER}))+)"
     r"|(?P<other>.)"
 )
 _DIGITS = "零一二三四五六七八九"

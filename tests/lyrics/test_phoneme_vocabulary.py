@@ -18,6 +18,7 @@ from songbloom.lyrics.morae import PHONEMES as JAPANESE
 from songbloom.lyrics.phoneme_vocabulary import NEW, section_times, starting_rows
 from songbloom.lyrics.phonemes import NEAREST, PUBLISHED
 from songbloom.lyrics.song import language_of
+from songbloom.lyrics.structure import parse
 from songbloom.lyrics.vocabulary import vocabulary
 from songbloom.prior.songbloom.conditioners import LyricConditioner
 from songbloom.prior.songbloom.config import SongBloomConfig
@@ -254,3 +255,10 @@ def test_lines_of_phonemes_are_sentences():
 @pytest.mark.parametrize("words", ["a b c", "I a my by", "o o o", "sh sh", "my love", "a", "", ". ,"])
 def test_words_that_are_symbols_too_are_words(words: str):
     assert language_of(words, PUBLISHED) == "en"
+
+
+@pytest.mark.parametrize("end", ["\n", " \n", "\r\n", "\r", '"\n', ")\n", " -\n", "\u2028", ".\n", "!\n\n", "♪ \n \n"])
+def test_a_line_ends_whatever_stands_before_its_end(end: str):
+    assert sung(f"(go{end}on") == "G OW1 . AA1 N"
+    assert sung(f"k a{end[-1]}z e", language="phonemes") == "k a . z e"
+    assert [line.text for line in parse(f"go{end[-1]}on")[0].lines] == ["go", "on"]

@@ -63,6 +63,7 @@ def test_tags_in_many_forms(written: str, tag: str, seconds: float | None):
         ("a\n  [verse 3x] b", "line 2, column 3: '[verse 3x]' has no length"),
         ("[verse 0s]", "line 1, column 1: '[verse 0s]' asks for 0 s"),
         ("[verse 9999s]", "asks for 9999 s"),
+        ("[intro 12,5s]", "'[intro 12,5s]' has a comma inside a number; write 12.5s"),
         ("[intro 2s]\n[verse 5s\nhello", "line 2, column 1: '[verse 5s' is not closed"),
     ],
 )
