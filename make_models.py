@@ -401,6 +401,8 @@ def _songbloom_sources(
         sources[vae_set] = prior if coming else hub.codec_of(local, content)
     elif saved.get("restore_vae") and downloads.target_of(saved["restore_vae"]).is_file():
         sources[vae_set] = saved["restore_vae"]
+    elif not local.is_file():
+        raise UserError(f"{prior}: no such file; it should hold the weights of {prior_set}")
     else:
         own = HPARAMS_REGISTRY[vae_set].get("restore_vae", "")
         sources[vae_set] = own or _weights_of(vae_set, "restore_vae", values[vae_set], {})

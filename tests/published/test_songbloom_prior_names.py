@@ -115,3 +115,19 @@ def test_published_inference_settings_are_the_defaults():
     assert (pair.cfg_lm, pair.cfg_diffusion, pair.temperature, pair.max_frames) == (2.0, 1.2, 0.0, 6250)
     with pytest.raises(UserError, match="surprise"):
         generation_from_published({"surprise": 1})
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers():
+    """``2e4`` has no point, so YAML reads a word."""
+    model = manifest("songbloom_full_150s")["_meta"]["config"]
+    found = settings_from_published({**model, "rotary_base_val": "2e4", "init_std": "2e-2", "dim": "1536"})
+    assert SongBloomConfig(**found) == SongBloomConfig(**settings_from_published(model))
+    assert generation_from_published({"temp": "9e-1", "cfg_coef": ["15e-1", 2], "steps": "36"}) == {
+        **generation_from_published({"temp": 0.9, "cfg_coef": [1.5, 2], "steps": 36}),
+    }
+    for settings in ({"dim": "wide"}, {"dim": 1536.5}, {"num_heads": None}, {"init_std": [1]}, {"block_size": True}):
+        with pytest.raises(UserError, match=f"the setting {next(iter(settings))} of the yaml is"):
+            settings_from_published({**model, **settings})
+    for settings in ({"steps": "three"}, {"temp": None}, {"cfg_coef": [1, 2, 3]}, {"cfg_coef": "x"}, {"top_k": 1.5}):
+        with pytest.raises(UserError, match=f"the setting {next(iter(settings))} of the yaml is"):
+            generation_from_published(settings)

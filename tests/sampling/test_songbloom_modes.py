@@ -306,6 +306,13 @@ def test_mistakes_are_one_line(first: list[torch.Tensor], place: Path) -> None:
     assert not Path("refused").exists()
 
 
+def test_a_prior_that_is_not_there_is_named_before_the_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused("--name=refused", "--restore_prior=gone") == "gone: no such file; it should hold the weights of " + (
+        "tiny_songbloom"
+    )
+
+
 def test_without_a_codebook_only_sound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny(tmp_path / "logs", codebook=False)
     soundfile.write(tmp_path / "song.wav", stereo(0.8), RATE)

@@ -159,6 +159,38 @@ _SETTINGS = {
     "h_dropout": "patch_dropout",
     "cfg_dropout": "condition_dropout",
 }
+_WORDS = ("diffusion_objective", "timestep_sampler", "dit_cfg_type")  # settings that are no numbers
+_FRACTIONS = {
+    "cfg_coef",
+    "hidden_scale",
+    "rotary_base_val",
+    "init_std",
+    "h_dropout",
+    "cfg_dropout",
+    "temp",
+    "diff_temp",
+    "top_p",
+}
+
+
+def _number(name: str, value: Any) -> Any:
+    """A setting as the number that it means: YAML takes ``2e-2`` for a word, and the published program for a number.
+
+    Raises:
+        UserError: it is none, or not whole where it must be.
+    """
+    if name in _WORDS:
+        return value
+    try:
+        number = float(value)
+        if isinstance(value, bool) or (name not in _FRACTIONS and number != int(number)):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        kind = "number" if name in _FRACTIONS else "whole number"
+        raise UserError(f"the setting {name} of the yaml is {value!r}: it must be a {kind}") from None
+    return value if isinstance(value, (int, float)) else number if name in _FRACTIONS else int(number)
+
+
 _TIME = {"prepend": "prepend", "adaLN": "adaln"}
 
 
@@ -168,7 +200,9 @@ def settings_from_published(model: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an option that the published models do not use and this prior does not have.
     """
-    used: dict[str, Any] = {ours: model[theirs] for theirs, ours in _SETTINGS.items() if theirs in model}
+    used: dict[str, Any] = {
+        ours: _number(theirs, model[theirs]) for theirs, ours in _SETTINGS.items() if theirs in model
+    }
     handled = {*_SETTINGS, "time_cond_type", "backend", "pre_norm", "condition_provider_cfg", "attribute_dropout"}
     unknown = set(model) - handled - {"fuser_cfg"}
     if unknown:
@@ -192,12 +226,12 @@ def settings_from_published(model: Mapping[str, Any]) -> dict[str, Any]:
         (prompt, "max_len", "prompt_frames"),
     ):
         if theirs in part:
-            used[ours] = part[theirs]
+            used[ours] = _number(theirs, part[theirs])
     if isinstance(vocabulary := lyrics.get("vocab_list"), (list, tuple)):
         used |= vocabulary_settings(vocabulary)
     dropout = model.get("attribute_dropout", {})
-    used["lyric_dropout"] = dropout.get("text", {}).get("lyrics", 0.0)
-    used["prompt_dropout"] = dropout.get("wav", {}).get("prompt_wav", 0.0)
+    used["lyric_dropout"] = _number("cfg_dropout", dropout.get("text", {}).get("lyrics", 0.0))
+    used["prompt_dropout"] = _number("cfg_dropout", dropout.get("wav", {}).get("prompt_wav", 0.0))
     return used
 
 
@@ -231,10 +265,13 @@ def generation_from_published(inference: Mapping[str, Any], *, max_dur: float | 
     if unknown:
         raise UserError(f"the inference settings {', '.join(sorted(unknown))} are not known: is this a SongBloom yaml?")
     used: dict[str, Any] = {"temperature": 1.0, "diffusion_temperature": 1.0, "top_k": 200}
-    used |= {ours: inference[theirs] for theirs, ours in _GENERATION.items() if theirs in inference}
+    used |= {ours: _number(theirs, inference[theirs]) for theirs, ours in _GENERATION.items() if theirs in inference}
     if "cfg_coef" in inference:
-        both = inference["cfg_coef"]
-        used["cfg_lm"], used["cfg_diffusion"] = both if isinstance(both, (list, tuple)) else (both, both)
+        given = inference["cfg_coef"]
+        both = list(given) if isinstance(given, (list, tuple)) else [given, given]
+        if len(both) != 2:
+            raise UserError(f"the setting cfg_coef of the yaml is {given!r}: it must be a number, or two")
+        used["cfg_lm"], used["cfg_diffusion"] = (_number("cfg_coef", each) for each in both)
     used["penalty"] = PENALTY if inference.get("penalty_repeat") else 1.0
     if not inference.get("use_sampling", True) or used["temperature"] <= 0:
         used["temperature"] = 0.0
