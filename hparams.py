@@ -461,7 +461,7 @@ def training_command(arguments: Sequence[str]) -> Command:
         raise UserError("nothing to do: give --train, --test or both (or --help)")
     if not hps.name:
         raise UserError("the run needs a name: give --name=NAME; checkpoints and logs go to logs/NAME")
-    return Command(hps, notices=KNOBS.notices(hps))
+    return Command(hps, notices=[*KNOBS.notices(hps), *checks.without_effect(hps)])
 
 
 REFERENCE_PAGE = Path(__file__).parent / "docs" / "hyperparameters.md"

@@ -126,6 +126,16 @@ def test_help_and_print_hps() -> None:
     assert re.search(r"^  bs +=? *= 3 +command line$", text, re.MULTILINE)
 
 
+def test_options_that_count_only_beside_another_are_noticed() -> None:
+    told = hparams.training_command([*RUN, "--lora-rank=8", "--wandb-mode=offline"]).notices
+    assert told == [
+        "note: --lora_rank=8 does nothing without --lora: all weights are trained",
+        "note: --wandb_mode='offline' does nothing without --wandb: TensorBoard alone is written",
+    ]
+    assert hparams.training_command([*RUN, "--no-wandb", "--wandb-mode=offline"]).notices == []
+    assert hparams.training_command([*RUN, "--wandb", "--wandb-mode=offline"]).notices == []
+
+
 def test_an_ignored_key_is_noticed() -> None:
     asked = hparams.training_command([*RUN, "--temp_top=0.5", "--debug_iters=100"])
     assert [line.split()[1] for line in asked.notices] == ["temp_top=0.5"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from songbloom.errors import UserError
-from songbloom.hyperparams import DEFAULT_SOURCE, Hyperparams
+from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Hyperparams, shown
 
 
 def check(hps: Mapping[str, Any]) -> None:
@@ -61,6 +61,18 @@ def settle_lora(hps: Hyperparams) -> None:
         hps["prior"] = True
         if hps.sources.get("ema") == DEFAULT_SOURCE:
             hps["ema"] = False
+
+
+def without_effect(hps: Hyperparams) -> list[str]:
+    """One line for each option of the command line that counts only beside another one, which is not given."""
+    told = []
+    for switch, instead in (("lora", "all weights are trained"), ("wandb", "TensorBoard alone is written")):
+        if hps[switch] or hps.sources.get(switch) == COMMAND_LINE:
+            continue
+        for key, value in hps.items():
+            if key.startswith((f"{switch}_", f"restore_{switch}")) and hps.sources.get(key) == COMMAND_LINE:
+                told.append(f"note: --{key}={shown(value)} does nothing without --{switch}: {instead}")
+    return told
 
 
 def check_lora(hps: Mapping[str, Any]) -> None:
