@@ -51,6 +51,7 @@ from songbloom.lyrics.lrc import write_lrc
 from songbloom.prior.prior import Prior
 from songbloom.sampling import alignment, heads, request, songbloom_alignment, words
 from songbloom.sampling.alignment import Times
+from songbloom.sampling.form import Frames
 from songbloom.sampling.heads import Choice, HeadScore, Song
 from songbloom.sampling.options import WEIGHTS
 from songbloom.sampling.run import LevelData, Run, fingerprint, reopen
@@ -365,9 +366,15 @@ def align_songs(options: Hyperparams, sampled: Hyperparams, run: Run, data: Leve
     codec, prior = make_songbloom(sampled.model, world().device, overrides, checkpoints=files)
     infos = (data.labels[0] or {}).get("info") or []
     told = [Told(tuple(info.get("full_tokens") or ()), info.get("prompt")) for info in infos]
-    worded = [item for item, each in enumerate(told) if each.ids and len(data.codes[1][item])]
-    if not worded:
+    if not any(each.ids for each in told):
         raise UserError(f"{run.folder}: was sampled without lyrics: give sample.py --lyrics or --lyrics_file")
+    sounding = Frames(prior.config.eos).sounding
+    worded = [item for item, each in enumerate(told) if each.ids and sounding(data.codes[1][item])]
+    if not worded:
+        raise UserError(
+            f"{run.folder}: its songs ended before a first patch, so there is nothing to time: give sample.py "
+            "--min_length_in_seconds"
+        )
     seconds = codec.hop_lengths[0] / codec.sample_rate
     if options.layer is not None and options.head is not None:
         choice = Choice(options.layer, options.head)

@@ -357,6 +357,24 @@ def test_words_light_up_where_the_model_looked(place: Path) -> None:
         align_program.align(align_program.command_line(["--name=silent"]))
 
 
+def test_songs_without_sound_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import align as align_program
+
+    monkeypatch.chdir(tmp_path)
+    how = ("--sample_length_in_seconds=.64", "--n_samples=6", "--lyrics=[verse] hello world")
+    write_tiny(tmp_path / "logs", ending=2.0)
+    sketch = sample("some", *how)[0][1]
+    wanted = {item for item, song in enumerate(sketch) if song[0] != EOS}
+    assert 0 < len(wanted) < 6
+    align_program.align(align_program.command_line(["--name=some"]))
+    found = {int(path.stem.removeprefix("item_")) for path in Path("some/alignment").glob("item_*.json")}
+    assert found == wanted
+    write_tiny(tmp_path / "logs", ending=9.0)
+    assert sample("none", *how)[0][1].shape == (6, 0)
+    with pytest.raises(UserError, match="ended before a first patch"):
+        align_program.align(align_program.command_line(["--name=none"]))
+
+
 def test_weights_of_heads_are_the_prior_s() -> None:
     prior = tiny_prior()
     generator = torch.Generator().manual_seed(0)
