@@ -23,7 +23,7 @@ import torch
 
 from make_models import family_of, find_weights, make_model, make_vae, make_vqvae, parts_of, settings_of
 from songbloom import distributed
-from songbloom.audio.files import read_audio, write_wav
+from songbloom.audio.files import AudioError, read_audio, write_wav
 from songbloom.data.manifest import Song, songs_from
 from songbloom.distributed import say, world
 from songbloom.errors import UserError, reason
@@ -140,7 +140,8 @@ def evaluate(options: Hyperparams) -> dict[str, Any]:
     use = [make_embedding(name, recogniser, muq_path=options.muq_path) for name in names]
     items = items_of(options)
     through = codec_of(options)
-    listened = hear_all(items, recogniser, use, options)
+    left_out: list[str] = []
+    listened = hear_all(items, recogniser, use, options, left_out)
     if through is not None:
         function, rate = through
         listened = [replace(one, codec=lost(one.item, function, rate, recogniser, options)) for one in listened]
@@ -148,9 +149,10 @@ def evaluate(options: Hyperparams) -> dict[str, Any]:
         "recogniser": recogniser.name,
         "items": [one.plain() for one in listened],
         "all": summary(listened),
+        "left_out": left_out,
     }
     if options.reference_dir:
-        reference = hear_all(reference_items(options.reference_dir), recogniser, use, options)
+        reference = hear_all(reference_items(options.reference_dir), recogniser, use, options, left_out)
         told["reference"] = {
             "all": summary(reference),
             "embeddings": compare(listened, reference, use),
@@ -160,16 +162,31 @@ def evaluate(options: Hyperparams) -> dict[str, Any]:
 
 
 def hear_all(
-    items: Sequence[Item], recogniser: Recogniser, use: Sequence[Embedding], options: Hyperparams
+    items: Sequence[Item],
+    recogniser: Recogniser,
+    use: Sequence[Embedding],
+    options: Hyperparams,
+    left_out: list[str],
 ) -> list[Listened]:
-    """Listen to items, with a line of progress on a terminal."""
+    """Listen to items, with a line of progress on a terminal; ``left_out`` is told of files that cannot be read.
+
+    Raises:
+        UserError: none of them can be.
+    """
     heard = []
+    broken: list[str] = []
     for index, item in enumerate(items):
         if sys.stderr.isatty():
             print(f"\r\x1b[2K[{index + 1}/{len(items)}] {item.name[-60:]}", end="", file=sys.stderr, flush=True)
-        heard.append(listen(item, recogniser, use=use, change=options.change_cost, with_pitch=options.pitch))
+        try:
+            heard.append(listen(item, recogniser, use=use, change=options.change_cost, with_pitch=options.pitch))
+        except AudioError as error:
+            broken.append(str(error))
     if sys.stderr.isatty():
         print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+    if not heard:
+        raise UserError(broken[0])
+    left_out += broken
     return heard
 
 
@@ -344,6 +361,7 @@ def text_of(told: dict[str, Any]) -> str:
             parts = [(lost or {}).get(name) for name in ("multi_resolution_stft", "log_mel", "si_sdr", "per")]
             line += "".join(f"  {_number(part):>{width}}" for part, width in zip(parts, (5, 10, 9, 9), strict=True))
         lines.append(f"{line}   {row['name']}" + (f" ({row['note']})" if row.get("note") else ""))
+    lines += [f"left out: {each}" for each in told["left_out"]]
     lines += [*verdicts(told["all"]), *margin_lines(told["items"]), *reference_lines(told)]
     return "\n".join(lines)
 

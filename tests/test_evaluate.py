@@ -63,6 +63,18 @@ def test_a_folder_of_songs_and_words(place: Path) -> None:
     assert told["reference"]["pitch"]["median"] == 0
 
 
+def test_a_file_that_cannot_be_read_is_left_out_and_told(place: Path, tmp_path: Path) -> None:
+    for name in ("00000.wav", "00000.txt"):
+        shutil.copy(place / "songs" / name, tmp_path / f"歌 {name}")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF....WAVEjunk")
+    told = evaluate.evaluate(evaluate.command_line([f"--audio_files_dir={tmp_path}", "--no_pitch"]))
+    assert [Path(item["path"]).name for item in told["items"]] == ["歌 00000.wav"] and told["all"]["items"] == 1
+    assert f"\nleft out: {tmp_path / 'broken.wav'}: " in evaluate.text_of(told)
+    (tmp_path / "歌 00000.wav").unlink()
+    with pytest.raises(UserError, match=r"broken\.wav: "):
+        evaluate.evaluate(evaluate.command_line([f"--audio_files_dir={tmp_path}", "--no_pitch"]))
+
+
 def test_lists_words_for_all_and_text(place: Path) -> None:
     done = run_program(place, "--data_jsonl=songs.jsonl", "--songs=1", "--change_cost=2", "--no-pitch", "--device=cpu")
     assert done.returncode == 0 and "the words are heard better than chance" in done.stdout
