@@ -109,7 +109,7 @@ def build(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
     torch.manual_seed(rank_seed(hps))  # for dropout; all other choices have generators of their own
     begin(state, beginning, fetch)
     if hps.torch_compile:
-        task.model.compile()
+        task.compile_model()
     say(describe(hps, state))
     return Trainer(state, folder, train_set, test_set)
 
@@ -152,7 +152,7 @@ def build_songbloom(hps: Hyperparams, argv: Sequence[str] = ()) -> Trainer:
         same_codebook=bool(named or (beginning.content or {}).get("hps", {}).get(SKETCH_DIGEST)),
     )
     if hps.torch_compile:
-        task.model.compile()
+        task.compile_model()
     say(describe(hps, state))
     return Trainer(state, folder, train_set, test_set)
 

@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokens = torch.randint(0, config.l_bins, (options.bs, frames), generator=draw).to(device)
     latents = torch.randn(options.bs, frames, config.latent_width, generator=draw).to(device)
     prompt = torch.randn(options.bs, config.prompt_frames, config.latent_width, generator=draw).to(device)
-    lengths = torch.full((options.bs,), frames)
+    lengths = torch.full((options.bs,), frames, device=device)
     lyrics = [torch.randint(20, 300, (options.lyric_tokens // 2,), generator=draw).tolist() for _ in range(options.bs)]
     times = []
     for step in range(options.steps + 1):

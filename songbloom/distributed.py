@@ -297,9 +297,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank is here, as long as it takes."""
     if world().size > 1:
-        all_reduce_(torch.zeros((), device=world().device))
+        # Of a sum by NCCL only the device would wait: this process would go on before the others are here.
+        dist.all_reduce(torch.zeros(()), group=_patient)
 
 
 def say(*words: object) -> None:

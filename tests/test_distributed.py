@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from songbloom import distributed
 from songbloom.lifeline import Lifeline, own_addresses
@@ -340,3 +342,13 @@ def test_an_unknown_device_is_named() -> None:
 
     with pytest.raises(UserError, match="--device=quantum"):
         distributed.start("quantum")
+
+
+def test_a_barrier_holds_the_process_and_not_only_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of a GPU's numbers is waited for by the GPU alone; and who waits may wait for a download."""
+    summed = []
+    monkeypatch.setattr(distributed, "_world", distributed.World(0, 2, 0, 2, torch.device("meta")))
+    monkeypatch.setattr(distributed, "_patient", "the patient group")
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group=None: summed.append((tensor.device.type, group)))
+    distributed.barrier()
+    assert summed == [("cpu", "the patient group")]

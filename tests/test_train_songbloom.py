@@ -139,6 +139,21 @@ class TestARun:
 
 
 class TestTheStep:
+    def test_what_is_compiled_is_what_a_step_calls(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiling, made = torch.nn.Module.compile, []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            made.append(len(graph.graph.nodes))
+            return graph.forward
+
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiling(self, backend=backend, fullgraph=True))
+        for name, more in (("plain", []), ("compiled", ["--torch_compile"])):
+            assert train.build(training_command([*RUN, f"--name={name}", "--train_steps=2", *more]).hps).run() == 0
+            assert bool(made) is (name == "compiled")
+        one, other = (latest(folder / "logs", name) for name in ("plain", "compiled"))
+        assert list(one["model"]) == list(other["model"])
+        assert weight_difference(one, other) < 1e-5
+
     def test_every_tensor_must_get_a_gradient(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         task, songs = parts_of(built())
         batch = task.batch_of(default_collate([songs[0]]), torch.device("cpu"))

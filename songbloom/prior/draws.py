@@ -10,6 +10,8 @@ from torch import Tensor
 from songbloom.errors import UserError
 from songbloom.prior.filters import check_filters, filter_logits
 
+WITHOUT_DOUBLES = ("mps",)  # kinds of devices that have no float64
+
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
     """Refuse settings that cannot be sampled with.
@@ -50,7 +52,7 @@ def draw(
     ``bins`` float64 numbers from each generator, so a run can be resumed from the generators' states; in float32 the
     largest of some thousand noises would have only about 13 bits left.
     """
-    noise = Noise(generators, logits.shape[-1], logits.device)
+    noise = Noise(generators, logits.shape[-1], logits.device, ahead=1)
     return draw_with(logits, noise, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
@@ -58,12 +60,22 @@ class Noise:
     """Gumbel noise for one draw after the other, in memory that is taken once.
 
     Random numbers come from where the generators are, as a rule the CPU. On CUDA they reach the device without anybody
-    waiting: from pinned memory, of which there is a ring, so that the host can run some draws ahead.
+    waiting: from pinned memory, of which there is a ring, so that the host can run some draws ahead. For a device
+    without float64 they stay on the CPU, and there :func:`draw_with` chooses.
+
+    Args:
+        generators: one an item.
+        bins: numbers of each.
+        device: of the logits.
+        ahead: places of that ring.
     """
 
     AHEAD = 8
 
-    def __init__(self, generators: Sequence[torch.Generator], bins: int, device: torch.device) -> None:
+    def __init__(
+        self, generators: Sequence[torch.Generator], bins: int, device: torch.device, *, ahead: int = AHEAD
+    ) -> None:
+        device = torch.device("cpu") if device.type in WITHOUT_DOUBLES else device
         self._generators, self._device = generators, device
         source = generators[0].device if generators else device
         self._copied = source.type == "cpu" and device.type == "cuda"
@@ -74,13 +86,13 @@ class Noise:
                 device=source,
                 pin_memory=self._copied,
             )
-            for _ in range(self.AHEAD if self._copied else 1)
+            for _ in range(ahead if self._copied else 1)
         ]
         self._free: list[torch.cuda.Event | None] = [None] * len(self._ring)
         self._turn = 0
 
     def next(self) -> Tensor:
-        """float64 ``[N, bins]`` on the device, minus Gumbel variables; overwritten by later calls."""
+        """float64 ``[N, bins]``, minus Gumbel variables, on the device where it can be; overwritten by later calls."""
         self._turn = (self._turn + 1) % len(self._ring)
         noise, free = self._ring[self._turn], self._free[self._turn]
         if free is not None:
@@ -105,4 +117,5 @@ def draw_with(logits: Tensor, noise: Noise, *, temperature: float, top_k: int = 
         logits = logits / temperature
     if top_k or top_p:
         logits = filter_logits(logits, top_k=top_k, top_p=top_p)
-    return (logits - noise.next()).argmax(-1)
+    drawn = noise.next()
+    return (logits.to(drawn.device) - drawn).argmax(-1).to(logits.device)

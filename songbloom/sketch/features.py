@@ -102,8 +102,8 @@ class Features(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        """Where it computes. Built-in features without a network have buffers alone."""
+        return next((each.device for each in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @torch.no_grad()
     def extract(self, audio: Tensor, sample_rate: int) -> Tensor:

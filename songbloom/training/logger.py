@@ -128,7 +128,7 @@ class Averages:
             raise KeyError(f"metrics changed from {self._keys} to {list(metrics)}")
         values = []
         on = next((v.device for v in metrics.values() if isinstance(v, Tensor)), torch.device("cpu"))
-        dtype = torch.float32 if on.type == "mps" else torch.float64
+        dtype = _exact(on)
         for key in self._keys:
             values.append(torch.as_tensor(metrics[key], device=on).detach().to(dtype).reshape(()))
         total = torch.stack(values) * items
@@ -161,7 +161,8 @@ class Averages:
         keys = next(keys for keys in distributed.gather_objects(self._keys if self._sums is not None else []) if keys)
         if self._sums is None:
             self._keys = keys
-            self._sums = torch.zeros(len(keys), dtype=torch.float64, device=distributed.world().device)
+            device = distributed.world().device
+            self._sums = torch.zeros(len(keys), dtype=_exact(device), device=device)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: sums over all ranks. All ranks call it together."""
@@ -176,9 +177,14 @@ class Averages:
         place = distributed.world()
         self._keys, self._sums, self._weight = list(state["keys"]), None, 0.0
         if state["sums"] is not None:
-            mine = state["sums"].to(place.device)
+            mine = state["sums"].to(_exact(place.device)).to(place.device)
             self._sums = mine if place.is_main else torch.zeros_like(mine)
             self._weight = float(state["weight"]) if place.is_main else 0.0
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """The dtype of sums on a device; Metal has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def duration(seconds: float) -> str:

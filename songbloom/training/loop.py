@@ -75,7 +75,7 @@ class Trainer:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
             self.task,
-            device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+            device_ids=None,  # with one it would move labels there, which priors look through on the CPU
             forward_sync_buffers=False,
             bucket_cap_mb=self.hps["bucket"],
             gradient_as_bucket_view=True,
@@ -125,10 +125,10 @@ class Trainer:
 
     def _end(self, batch: Batch | None) -> None:
         self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
-        wanted = (self.state.step, self.interruption.signal is None)
+        wanted = (self.state.step, not self.interruption.signal)
         if self.hps["save"] and self._saved < wanted:
             self._save(numbered=wanted[1])
-        if self.interruption.signal is not None:
+        if self.interruption.signal:
             return
         if self.state.step % self.hps["log_steps"]:
             self._log(batch)  # what a run shorter than log_steps, or its last part, would not have told
@@ -192,17 +192,16 @@ class Trainer:
             if stepped:
                 self._after_step(batch, save)
             if stop and not self.finished:
-                signalled = self.interruption.signal is not None
-                self.finished = "interrupted" if signalled else TIME_IS_UP
+                self.finished = "interrupted" if self.interruption.signal else TIME_IS_UP
 
     def _hear_flags(self, loss: Tensor) -> None:
         """One integer exchange a batch: is a loss not finite, does a rank want to stop, or to save?"""
         clock = self.state.clock
-        stop = self.interruption.signal is not None or clock.left <= 0
-        flags = [not bool(torch.isfinite(loss)), stop, clock.save_due]
+        flags = [not bool(torch.isfinite(loss)), clock.left <= 0, clock.save_due, self.interruption.asked]
         heard = distributed.all_reduce_max_(torch.tensor(flags, dtype=torch.int32, device=self.world.device)).tolist()
         self._bad = self._bad or bool(heard[0])
-        self._wants_stop = self._wants_stop or bool(heard[1])
+        self.interruption.agree(heard[3])
+        self._wants_stop = self._wants_stop or bool(heard[1]) or bool(self.interruption.signal)
         self._wants_save = self._wants_save or bool(heard[2])
 
     def _optimise(self) -> bool:

@@ -100,6 +100,11 @@ class SongBloomTask(Task):
         assert isinstance(batch, SongBatch) and batch.parts is not None
         return tuple(batch.parts[name] for name in _FIELDS)
 
+    def compile_model(self) -> None:
+        # A step calls these, and never the prior as a whole.
+        for part in (self.model.language_model, self.model.diffusion):
+            part.compile()
+
     def amount(self, audio: Tensor) -> float:
         return float(audio.shape[0] * audio.shape[1])
 

@@ -136,6 +136,10 @@ class Task(nn.Module):
     def save_beside(self, folder: Path) -> None:
         """Write what others use of the model beside the checkpoint that was just written there (rank 0)."""
 
+    def compile_model(self) -> None:
+        """Have torch's compiler make what a step spends its time in."""
+        self.model.compile()
+
     def weights(self) -> dict[str, Tensor]:
         """What a checkpoint keeps as ``model``: all weights, or those of the adapters where they alone are trained."""
         return self.model.state_dict() if self.lora is None else self.lora.weights()

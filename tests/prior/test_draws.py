@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from songbloom.errors import UserError
-from songbloom.prior.draws import check_sampling, draw, item_generators
+from songbloom.prior.draws import Noise, check_sampling, draw, draw_with, item_generators
 
 
 def generators(*seeds):
@@ -39,6 +39,16 @@ def test_an_item_is_drawn_from_its_own_generator():
     together = draw(logits, temperature=1.0, generators=generators(7, 8, 9, 10))
     alone = [int(draw(logits[i : i + 1], temperature=1.0, generators=generators(7 + i))) for i in range(4)]
     assert together.tolist() == alone
+
+
+def test_a_device_without_float64_gets_what_the_others_draw():
+    """Metal's: its noise stays on the CPU, in float64, and asks the device for nothing."""
+    logits = torch.randn(2, 20)
+    noise = Noise(generators(4, 5), 20, torch.device("mps"))
+    made = draw_with(logits, noise, temperature=1.0)
+    assert torch.equal(made, draw(logits, temperature=1.0, generators=generators(4, 5)))
+    assert noise.next().dtype == torch.float64 and noise.next().device.type == "cpu"
+    assert Noise((), 20, torch.device("mps")).next().shape == (0, 20)
 
 
 def test_each_draw_takes_the_same_number_of_random_numbers():

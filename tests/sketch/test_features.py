@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,6 +127,13 @@ def test_sizes_that_make_no_features() -> None:
     ):
         with pytest.raises(UserError, match=told):
             BuiltinConfig.from_hps(change)
+
+
+def test_built_in_features_compute_where_they_were_put() -> None:
+    """Without a network they have no weights to tell it by; "meta" is another device that every machine has."""
+    features = BuiltinFeatures(replace(SIZES, sketch_hidden=0)).to("meta")
+    assert features.device.type == "meta"
+    assert features.extract(torch.zeros(1, 10, 1), 8000).device.type == "meta"
 
 
 def test_features_of_ones_own() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from songbloom.distributed import World
 from songbloom.errors import UserError
 from songbloom.training import checkpoint, loop
 from songbloom.training.loop import Trainer
@@ -333,6 +335,17 @@ def test_sampling_and_logging_do_not_change_training(tmp_path: Path, songs: Path
     for content in (one, other):
         del content["hps"]
     assert differences(one, other) == []
+
+
+def test_ranks_leave_labels_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device for DistributedDataParallel would be one for labels too, through which priors look on the CPU."""
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(loop, "DistributedDataParallel", lambda module, **settings: said.update(settings) or module)
+    world = World(0, 2, 0, 2, torch.device("cuda", 0))
+    hps = {"train": True, "bucket": 128}
+    task = torch.nn.Linear(2, 2)
+    assert Trainer._wrapped(SimpleNamespace(world=world, hps=hps, task=task)) is task  # type: ignore[arg-type]
+    assert said["device_ids"] is None and said["gradient_as_bucket_view"]
 
 
 def test_compiled_training_is_the_same_training(
