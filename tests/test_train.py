@@ -229,10 +229,11 @@ def test_killed_while_a_checkpoint_is_written_the_same_command_ends_the_same(cod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(codec: Path, folder: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+def test_a_signal_saves_and_stops(codec: Path, folder: Path, number: signal.Signals, ranks: int) -> None:
     words = [*PRIOR, restored(codec), "--name=p", "--audio_files_dir=songs", "--emb_dropout=0.1"]
-    process = started(folder, *words, "--train_steps=100000")
+    words += ["--bs=1"] * (ranks > 1)
+    process = started(folder, *words, "--train_steps=100000", ranks=ranks)
     wait_for(process, "step 8 ")
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
@@ -240,9 +241,9 @@ def test_a_signal_saves_and_stops(codec: Path, folder: Path, number: signal.Sign
     assert f"{number.name}: saving and stopping after this step" in out and "interrupted" in out
     step = latest(folder / "logs", "p")["step"]
     assert step >= 8
-    done = run(folder, *words, f"--train_steps={step + 3}")
+    done = run(folder, *words, f"--train_steps={step + 3}", ranks=ranks)
     assert f"(step {step}, " in done.stdout
-    whole = run(folder, *words, f"--train_steps={step + 3}", "--local_logdir=whole")
+    whole = run(folder, *words, f"--train_steps={step + 3}", "--local_logdir=whole", ranks=ranks)
     assert whole.returncode == 0, whole.stderr
     one, other = latest(folder / "logs", "p"), latest(folder / "whole", "p")
     del one["hps"], other["hps"]

@@ -129,6 +129,7 @@ class Trainer:
         if self.hps["save"] and self._saved < wanted:
             self._save(numbered=wanted[1])
         if self.interruption.signal:
+            distributed.barrier()  # the first rank that ends with a signal's status ends all, and rank 0 is saving
             return
         if self.state.step % self.hps["log_steps"]:
             self._log(batch)  # what a run shorter than log_steps, or its last part, would not have told

@@ -11,22 +11,30 @@ from typing import Any
 
 from songbloom import distributed
 
+ECHO = 1.0  # seconds; a terminal and mpiexec both hand one Ctrl-C to a rank
+
 
 class Interruption:
-    """Turns the first Ctrl-C or SIGTERM of a single process into a request to save and stop; a second stops at once.
+    """Turns the first Ctrl-C, and SIGTERM of a single process, into a request to save and stop; a second stops at once.
 
-    With several ranks signals keep their meaning: a rank that is told to end takes all ranks with it within seconds
-    (:func:`songbloom.distributed.run`), so at most the work since the last checkpoint is lost.
+    With several ranks all of them have to hear of it before they stop (:meth:`agree`), and SIGTERM keeps its meaning: a
+    rank that is told to end takes all ranks with it within seconds (:func:`songbloom.distributed.run`).
+
+    Attributes:
+        asked: the signal that this process was sent; 0 for none.
+        signal: the signal that all ranks know of, and stop for; 0 for none.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.signal: int | None = None
+        self.asked = self.signal = 0
         self._say = say
+        self._alone = distributed.world().size == 1
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if distributed.world().size == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
                 self._before[number] = signal.signal(number, self._heard)
         return self
 
@@ -36,15 +44,23 @@ class Interruption:
         self._before.clear()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.asked and (self._alone or time.monotonic() - self._when > ECHO):
             raise KeyboardInterrupt
-        self.signal = number
+        if self.asked:
+            return
+        self.asked, self._when = number, time.monotonic()
+        if self._alone:
+            self.signal = number
         self._say(f"{signal.Signals(number).name}: saving and stopping after this step (again to stop at once)")
+
+    def agree(self, heard: int) -> None:
+        """Take the largest of what the ranks were asked as what all of them stop for."""
+        self.signal = self.signal or heard
 
     @property
     def status(self) -> int:
         """The exit status that tells the signal, as a shell does; 0 if there was none."""
-        return 128 + self.signal if self.signal is not None else 0
+        return 128 + self.signal if self.signal else 0
 
 
 class Clock:
