@@ -128,6 +128,10 @@ def test_numbers_that_yaml_takes_for_words_are_numbers():
     for settings in ({"dim": "wide"}, {"dim": 1536.5}, {"num_heads": None}, {"init_std": [1]}, {"block_size": True}):
         with pytest.raises(UserError, match=f"the setting {next(iter(settings))} of the yaml is"):
             settings_from_published({**model, **settings})
+    for part in ("condition_provider_cfg", "attribute_dropout", "fuser_cfg"):
+        assert SongBloomConfig(**settings_from_published({**model, part: None})).prior_width == 1536
+        with pytest.raises(UserError, match=f"the setting {part} of the yaml is 3"):
+            settings_from_published({**model, part: 3})
     for settings in ({"steps": "three"}, {"temp": None}, {"cfg_coef": [1, 2, 3]}, {"cfg_coef": "x"}, {"top_k": 1.5}):
         with pytest.raises(UserError, match=f"the setting {next(iter(settings))} of the yaml is"):
             generation_from_published(settings)

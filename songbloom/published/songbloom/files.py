@@ -99,7 +99,7 @@ def fetch(path: str, cache: Path) -> Path:
 
 def _download(path: str, target: Path) -> None:
     repository, file = parts_of(path)
-    advice = f"put it at {target} by hand, with {VOCABULARY} and its .yaml beside it, or name a file of your own"
+    advice = f"put it at {target} by hand, with what belongs beside it (docs/songbloom.md), or name a file of your own"
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
@@ -115,7 +115,7 @@ def _download(path: str, target: Path) -> None:
             hf_hub_download(repository, name, local_dir=str(folder))
         except Exception as error:  # the package's errors, and those of all that it downloads with, share no base
             if name == file:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+                reason = next(iter(str(error).split("\n")), "")[:120].strip(" .") or type(error).__name__
                 raise UserError(f"{path}: cannot be downloaded ({reason}); {advice}") from error
             if repository in ELSEWHERE and name in COMPANIONS:
                 with suppress(Exception):  # what is still missing is told where it is needed

@@ -191,6 +191,18 @@ def _number(name: str, value: Any) -> Any:
     return value if isinstance(value, (int, float)) else number if name in _FRACTIONS else int(number)
 
 
+def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the settings that has names of its own; empty where there is none.
+
+    Raises:
+        UserError: it has no names.
+    """
+    part = settings.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise UserError(f"the setting {name} of the yaml is {part!r}: it must have names and values")
+    return part
+
+
 _TIME = {"prepend": "prepend", "adaLN": "adaln"}
 
 
@@ -212,11 +224,11 @@ def settings_from_published(model: Mapping[str, Any]) -> dict[str, Any]:
     time = model.get("time_cond_type", "prepend")
     if time not in _TIME:
         raise UserError(f"time_cond_type is {time!r}: it must be one of {', '.join(_TIME)}")
-    fuser = model.get("fuser_cfg", {})
+    fuser = _part(model, "fuser_cfg")
     if any(fuser.get(way) for way in ("sum", "cross", "input_interpolate")):
         raise UserError("fuser_cfg puts conditions elsewhere than before the song, which no published model does")
-    conditions = model.get("condition_provider_cfg", {})
-    lyrics, prompt = conditions.get("lyrics", {}), conditions.get("prompt_wav", {})
+    conditions = _part(model, "condition_provider_cfg")
+    lyrics, prompt = _part(conditions, "lyrics"), _part(conditions, "prompt_wav")
     if lyrics.get("mode", "sum") != "sum":
         raise UserError(f"the lyrics' mode is {lyrics['mode']!r}: only sum is supported, as published models have it")
     used["time_conditioning"] = _TIME[time]
@@ -229,9 +241,9 @@ def settings_from_published(model: Mapping[str, Any]) -> dict[str, Any]:
             used[ours] = _number(theirs, part[theirs])
     if isinstance(vocabulary := lyrics.get("vocab_list"), (list, tuple)):
         used |= vocabulary_settings(vocabulary)
-    dropout = model.get("attribute_dropout", {})
-    used["lyric_dropout"] = _number("cfg_dropout", dropout.get("text", {}).get("lyrics", 0.0))
-    used["prompt_dropout"] = _number("cfg_dropout", dropout.get("wav", {}).get("prompt_wav", 0.0))
+    dropout = _part(model, "attribute_dropout")
+    used["lyric_dropout"] = _number("cfg_dropout", _part(dropout, "text").get("lyrics", 0.0))
+    used["prompt_dropout"] = _number("cfg_dropout", _part(dropout, "wav").get("prompt_wav", 0.0))
     return used
 
 
