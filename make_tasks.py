@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from make_models import (
+    MODELS,
     SKETCH_DIGEST,
     check_codec,
     complete_songbloom,
@@ -28,7 +29,7 @@ from songbloom.data.labels import Labeller
 from songbloom.data.manifest import songs_from
 from songbloom.data.metadata import Hook, described
 from songbloom.distributed import say
-from songbloom.errors import UserError
+from songbloom.errors import UserError, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, DEFAULT_SOURCE, Hyperparams
 from songbloom.lora.training import adapt
 from songbloom.lora.words import base_words
@@ -197,6 +198,9 @@ def songs_of_model(hps: Hyperparams, device: torch.device) -> tuple[Iterator[Sun
     """
     named = ("restore_vae", "restore_prior", "local_logdir")
     wanted = {key: value for key, value in given(hps).items() if key in named}
+    if hps.recover_from not in MODELS:
+        near = did_you_mean(hps.recover_from, MODELS)
+        raise UserError(f"--recover_from={hps.recover_from}: no model is named so{near}; known: {', '.join(MODELS)}")
     codec, prior = make_songbloom(hps.recover_from, device, wanted)
     own = settings_of(hps.recover_from, parts_of(hps.recover_from)[-1], wanted)
     rules = {"english": own.lyrics_english, "reading": own.lyrics_reading, "seconds_per_tag": own.seconds_per_tag}

@@ -160,7 +160,10 @@ def test_recovered_from_songs_with_their_codes(folder: Path) -> None:
         (["--sketch_width=7"], "sketch_width=7: features"),
         (["--sketch_cepstra=16"], "sketch_cepstra is 16: it must be less than sketch_bands"),
         (["--sketch_distance=taxi"], "sketch_distance"),
-        (["--recover_from=no_such_model"], "no_such_model"),
+        (
+            ["--recover_from=tiny_songblom"],
+            "--recover_from=tiny_songblom: no model is named so (did you mean 'tiny_songbloom'?)",
+        ),
         (["--recover_tokens=nowhere"], "no audio has its codes beside it"),
     ],
 )

@@ -175,4 +175,5 @@ class Cache:
         number, total = self.size()
         asked = counts.hits + counts.made
         rate = f"{counts.hits} of {asked} were there ({100 * counts.hits / asked:.0f} %)" if asked else "nothing asked"
-        return f"cache: {rate}; {number} entries, {total / 1e6:.1f} MB in {self.folder}"
+        size = f"{total / 1e6:.1f} MB" if total >= 100_000 else f"{total / 1e3:.1f} kB"
+        return f"cache: {rate}; {number} entries, {size} in {self.folder}"

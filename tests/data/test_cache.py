@@ -31,7 +31,8 @@ def test_what_was_made_is_found_and_counted(tmp_path: Path) -> None:
     assert cache.get(codes, never).tolist() == [3, 1]
     assert (cache.counts.hits, cache.counts.made) == (1, 2)
     number, size = cache.size()
-    assert number == 2 and size > 0 and "1 of 3 were there (33 %); 2 entries" in cache.report()
+    told = f"1 of 3 were there (33 %); 2 entries, {size / 1000:.1f} kB in {tmp_path}"
+    assert number == 2 and size > 0 and told in cache.report()
 
 
 CHANGES = [{"kind": "prompt"}, {"audio": "b" * 40}, {"weights": "others"}, {"segment": (1, 100)}]
