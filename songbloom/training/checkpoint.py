@@ -25,7 +25,7 @@ from songbloom.errors import UserError
 from songbloom.files import write_text, written_beside
 from songbloom.hyperparams import to_json
 from songbloom.training import foreign
-from songbloom.training.stored import Stored, is_stream, open_stream
+from songbloom.training.stored import CutShort, Stored, is_stream, open_stream
 
 FORMAT = 1
 SUFFIX = ".pth.tar"
@@ -52,6 +52,17 @@ _STEP_FILE = re.compile(r"checkpoint_step_(\d+)" + re.escape(SUFFIX))
 
 class NotACheckpoint(UserError):
     """A file that is something else."""
+
+
+class Damaged(UserError):
+    """A file that is a checkpoint no longer; ``told`` is the message without what to do."""
+
+    def __init__(self, path: Path, known: str = "") -> None:
+        size = f"it has {path.stat().st_size:,} bytes"
+        self.told = f"{path}: damaged or cut short ({known or size})"
+        before = step_before(path)
+        instead = f", or take {before.name} beside it" if before else ""
+        super().__init__(f"{self.told}; copy or download it again{instead}")
 
 
 def plain(value: Any, where: str = "content") -> Any:
@@ -123,7 +134,7 @@ def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = Fals
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
             stored = Stored(content, mapped=mmap and is_zip)
-    except NotACheckpoint:
+    except (NotACheckpoint, Damaged):
         raise
     except pickle.UnpicklingError as error:
         found = _weights_among_objects(path, mmap) if zipfile.is_zipfile(path) else None
@@ -132,8 +143,10 @@ def _content(path: Path | str, *, verify: bool, mmap: bool, streams: bool = Fals
         stored = found
     except MemoryError:
         raise
+    except CutShort as error:
+        raise Damaged(path, f"it {error}") from error
     except Exception as error:  # bytes that are no checkpoint can make an unpickler raise anything
-        raise UserError(f"{path}: damaged or cut short ({_first_line(error)})") from error
+        raise Damaged(path) from error
     if not isinstance(stored.content, dict):
         raise UserError(f"{path}: not a checkpoint (it holds a {type(stored.content).__name__}, not a dict)")
     number = stored.content.get("format", FORMAT)
@@ -187,7 +200,7 @@ def _verify(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
     if broken is not None:
-        raise zipfile.BadZipFile(f"wrong checksum in {broken}")
+        raise Damaged(path, f"wrong checksum; it has {path.stat().st_size:,} bytes")
 
 
 # -------------------------------------------------------------------------------------------- a run's folder
@@ -200,6 +213,18 @@ def step_files(folder: Path | str) -> list[tuple[int, Path]]:
         if match := _STEP_FILE.fullmatch(path.name):
             found.append((int(match[1]), path))
     return sorted(found, reverse=True)
+
+
+def step_before(path: Path) -> Path | None:
+    """The ``checkpoint_step_*`` file to take instead of ``path``: the newest that is of an earlier step, and another file.
+
+    Of ``checkpoint_latest``, the newest that is no link to it.
+    """
+    match = _STEP_FILE.fullmatch(path.name)
+    if path.name != LATEST and not match:
+        return None
+    others = (old for step, old in step_files(path.parent) if (not match or step < int(match[1])))
+    return next((old for old in others if not old.samefile(path)), None)
 
 
 def json_beside(path: Path) -> Path:
@@ -277,7 +302,8 @@ def newest(folder: Path | str, say: Callable[[str], None] = print) -> tuple[Path
             return path, content
         except UserError as error:
             broken.append(path)
-            say(f"{error}; trying the one before")
+            told = error.told if isinstance(error, Damaged) else error
+            say(f"{told}; trying the one before")
     if broken:
         raise UserError(f"{folder}: none of its checkpoints can be read; move them away to start afresh")
     return None

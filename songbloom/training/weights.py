@@ -171,6 +171,8 @@ def open_content(path: Path, verify: bool = True) -> Stored:
         what = "delete the file to download it again" if path.is_relative_to(downloads.cache_folder()) else WEIGHTS
         raise UserError(f"{error}; {what}") from error
     except UserError as error:
+        if isinstance(error, checkpoint.Damaged) and path.is_relative_to(downloads.cache_folder()):
+            raise UserError(f"{error.told}; delete the file to download it again") from error
         downloaded = path.is_relative_to(downloads.cache_folder()) and "delete the file" not in str(error)
         raise UserError(f"{error}; delete the file to download it again" if downloaded else str(error)) from error
 

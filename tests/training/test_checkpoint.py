@@ -102,6 +102,29 @@ def test_a_cut_file_is_noticed(tmp_path: Path, share: float) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_of_a_cut_file_its_size_is_told_and_what_to_do(tmp_path: Path, verify: bool) -> None:
+    for step in (2, 5, 9):
+        checkpoint.save_in_run(tmp_path, content(step, 20000))
+    latest, first, last = (tmp_path / f"checkpoint_{name}.pth.tar" for name in ("latest", "step_2", "step_9"))
+
+    def told(path: Path) -> str:
+        with pytest.raises(checkpoint.Damaged) as caught:
+            checkpoint.load(path, verify=verify)
+        begins = f"{path}: damaged or cut short (it has 12,345 bytes); copy or download it again"
+        assert str(caught.value).startswith(begins)
+        return str(caught.value).removeprefix(begins)
+
+    with latest.open("r+b") as file:
+        file.truncate(12345)  # checkpoint_step_9 is the same file, so that it is no help
+    assert told(latest) == told(last) == ", or take checkpoint_step_5.pth.tar beside it"
+    first.write_bytes(last.read_bytes())
+    assert told(first) == ""
+    latest.unlink()
+    latest.write_bytes(last.read_bytes())
+    assert told(latest) == ", or take checkpoint_step_9.pth.tar beside it"
+
+
 OTHERS = {
     "text": "# 歌\n".encode() * 1500,  # cut within a letter, too, where it is looked at
     "a zip archive": zipped({"x/a.txt": "hello"}),
@@ -165,6 +188,7 @@ def test_a_damaged_latest_falls_back_with_one_line(tmp_path: Path) -> None:
     found = checkpoint.newest(tmp_path, told.append)
     assert found is not None and found[1]["step"] == 1
     assert len(told) == 1 and "checkpoint_latest" in told[0]
+    assert told[0].endswith("bytes); trying the one before")
 
 
 def test_a_step_file_newer_than_latest_is_gone_on_from(tmp_path: Path) -> None:
