@@ -209,7 +209,7 @@ def _cut(line: str) -> str:
 
 
 class Progress:
-    """Speed and a line about it: rewritten in place on a terminal, printed every ``log_steps`` elsewhere.
+    """Speed and a line about it: printed every ``log_steps``, and on a terminal rewritten in place in between.
 
     Args:
         shown: metrics that belong in the line, in order; those that do not occur are left out.
@@ -228,7 +228,7 @@ class Progress:
         self._last = time.perf_counter()
         self._elapsed = 0.0
         self._steps = 0.0
-        self._middle = ""
+        self._told: list[str] = []
 
     def step(self, step: int) -> None:
         """Optimiser step number ``step`` is done."""
@@ -240,24 +240,22 @@ class Progress:
         self.steps_per_second = self._steps / max(self._elapsed, 1e-9)
         if self._terminal and now - self._drawn > self.REDRAW_SECONDS:
             self._drawn = now
-            sys.stdout.write(f"\r\x1b[2K{_cut(self._line(step))}")
+            sys.stdout.write(f"\r\x1b[2K{_cut(' | '.join([f'step {step}', *self._speed(step), *self._told]))}")
             sys.stdout.flush()
 
     def pause(self) -> None:
         """Something other than training took the time until now (a test, a sample); speeds leave it out."""
         self._last = time.perf_counter()
 
-    def _line(self, step: int) -> str:
+    def _speed(self, step: int) -> list[str]:
         left = self._seconds_left(step, self.steps_per_second)
-        speed = f"{self.steps_per_second:.3g} steps/s"
-        return " | ".join(part for part in (f"step {step}", self._middle, speed, f"ETA {duration(left)}") if part)
+        return [f"{self.steps_per_second:.3g} steps/s", f"ETA {duration(left)}"]
 
     def set(self, step: int, epoch: int, values: Mapping[str, float], rate: str) -> None:
         """Tell the newest averages (rank 0 prints)."""
-        parts = [f"epoch {epoch}", *(f"{key} {values[key]:.4g}" for key in self.shown if key in values), rate]
-        self._middle = " | ".join(parts)
-        if not self._terminal:
-            distributed.say(self._line(step))
+        metrics = [f"{key} {values[key]:.4g}" for key in self.shown if key in values]
+        self._told = [f"epoch {epoch}", *metrics, *([rate] if rate else [])]
+        self.say(" | ".join([f"step {step}", *self._told, *self._speed(step)]))
 
     def say(self, line: str) -> None:
         """Print a line that stays (rank 0)."""

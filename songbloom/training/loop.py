@@ -124,15 +124,15 @@ class Trainer:
         self._end(batch)
 
     def _end(self, batch: Batch | None) -> None:
-        self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
         wanted = (self.state.step, not self.interruption.signal)
         if self.hps["save"] and self._saved < wanted:
             self._save(numbered=wanted[1])
+        if wanted[1] and self.state.step % self.hps["log_steps"]:
+            self._log(batch)  # what a run shorter than log_steps, or its last part, would not have told
+        self.progress.say(f"training ended at step {self.state.step}: {self.finished}")
         if self.interruption.signal:
             distributed.barrier()  # the first rank that ends with a signal's status ends all, and rank 0 is saving
             return
-        if self.state.step % self.hps["log_steps"]:
-            self._log(batch)  # what a run shorter than log_steps, or its last part, would not have told
         if self.hps["test"]:
             self._evaluate()
         if batch is not None:
