@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from songbloom.audio.mel import write_png
-from songbloom.sampling.page import LevelPage, PageItem, PageWord, clock, render, wave_path, write_page
+from songbloom.sampling.page import LevelPage, PageCommand, PageItem, PageWord, clock, render, wave_path, write_page
 from tests.sampling.browser import EXECUTABLE, Browser, browser
 
 SAMPLE_RATE = 8000
@@ -153,6 +153,17 @@ def test_waveforms_of_any_length(length: int) -> None:
     else:
         assert path == ""
     assert "nan" not in wave_path(np.zeros(length))
+
+
+def test_a_constant_offset_is_not_drawn() -> None:
+    def heights(audio: np.ndarray) -> np.ndarray:
+        return np.array([float(point.split()[1]) for point in wave_path(audio)[1:-1].split("L")])
+
+    buzz = 0.1 * np.sin(np.arange(64_000) / 7)
+    assert np.abs(heights(0.12 + buzz) - heights(buzz)).max() <= 0.1  # three digits are written
+    assert np.ptp(heights(buzz)) > 97  # still as high as the box
+    assert np.ptp(heights(np.full(64_000, 0.12))) <= 2.1  # silence is a line in the middle
+    assert heights(np.full(64_000, 0.12)).mean() == pytest.approx(50)
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
@@ -330,6 +341,42 @@ def test_a_phone_has_no_sideways_scrolling(opened: tuple[str, Browser]) -> None:
     dark = page.run("getComputedStyle(document.body).backgroundColor")
     page.emulate(width=360, height=740, dark=False)
     assert page.run("getComputedStyle(document.body).backgroundColor") != dark
+
+
+@pytest.mark.parametrize("width", [900, 390, 320])
+def test_commands_seeds_and_buttons_fit(chromium: tuple[str, Browser], tmp_path: Path, width: int) -> None:
+    _, page = chromium
+    seed, text = "4611795005367967734", "python sample.py --model=tiny --mode=continue --temp=.9"
+    command = PageCommand("go_on", text, "samples/" + "long" * 20, SECONDS)
+    item = PageItem(0, "item_0.wav", SECONDS, wave_path(tone(220)), seed=seed, commands=[command])
+    soundfile.write(tmp_path / "item_0.wav", tone(220), SAMPLE_RATE)
+    write_page(tmp_path / "index.html", LevelPage("narrow", 0, [item], settings=[("command", text)]))
+    page.emulate(width=width, height=740)
+    page.open((tmp_path / "index.html").as_uri())
+    page.until(audio(0, "readyState >= 1"))
+    page.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    # An argument is on one line, whatever its hyphens; the text is the command all the same.
+    pieces = "[...document.querySelectorAll('%s code span')].map(e => [e.textContent, e.getClientRects().length])"
+    shown = [*text.split(), "--sample_length_in_seconds=16", f"--name={command.name}"]
+    assert page.run(pieces % ".command") == [[piece, 1] for piece in shown]
+    assert page.run(pieces % "dd") == [[piece, 1] for piece in text.split()]
+    assert page.run("document.querySelector('.command code').textContent") == " ".join(shown)
+    assert ".venv/bin/activate" in page.run("document.querySelector('.further > p').textContent")
+    # The seed has one line and is taken whole.
+    assert page.run("document.querySelector('.seed').getBoundingClientRect().height") < 24
+    page.run("getSelection().selectAllChildren(document.querySelector('.seed b'))")
+    assert page.run("getSelection().toString()") == seed
+    # Both signs are in the middle of their button.
+    middle = (
+        "(() => { const [a, b] = ['.play', '.play svg.%s'].map(e => document.querySelector(e).getBoundingClientRect());"
+        "return Math.hypot(a.x + a.width / 2 - b.x - b.width / 2, a.y + a.height / 2 - b.y - b.height / 2) })()"
+    )
+    assert page.run(middle % "off") < 0.6
+    page.click(".play")
+    page.until(f"!{audio(0, 'paused')}")
+    assert page.run(middle % "on") < 0.6
+    assert page.errors == []
 
 
 def test_levels_lead_to_each_other(opened: tuple[str, Browser]) -> None:

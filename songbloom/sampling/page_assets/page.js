@@ -181,7 +181,7 @@
         if (seconds > 0) parts.push("--sample_length_in_seconds=" + short((inside ? cut : seconds) + seconds));
         parts.push(quoted("--name=" + name + (inside ? "-" + short(cut) + "s" : "")));
         const command = parts.join(" ");
-        if (places[n].textContent !== command) places[n].textContent = command;
+        if (places[n].textContent !== command) write_command(places[n], command);
       });
     }
 
@@ -306,6 +306,12 @@
     }
   }
 
+  // Lines of a command break at its spaces only: browsers break after hyphens, too, and "--" alone is no option.
+  const write_command = (place, command) => {
+    const pieces = command.split(" ").map((piece) => element("span", "", piece));
+    place.replaceChildren(...pieces.flatMap((piece, n) => (n ? [" ", piece] : [piece])));
+  };
+
   // As a shell reads it.
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\"'\"'") + "'");
 
@@ -399,6 +405,7 @@
     document.body.append(script);
   }
 
+  for (const place of document.querySelectorAll("code")) write_command(place, place.textContent);
   const players = data.items.map((item) => new Player(document.getElementById("item-" + item.index), item));
   const native = (navigator.language || "").toLowerCase().startsWith("ja") ? "ja" : "en";
   const chosen = remembered();
