@@ -10,6 +10,7 @@ sings along. ``--help`` tells every option.
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import io
 import itertools
 import json

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import json
 import sys
 import tempfile

@@ -12,6 +12,7 @@ beside them in ``jukebox_sets.py``, and those of the tests in ``tiny_sets.py``.
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -7,6 +7,7 @@ line to :data:`MODELS`: codec first, then the priors from level 0 (the finest) u
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import songbloom  # noqa: F401  # isort: skip  # first of all: what it sets must be there when torch is loaded
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
