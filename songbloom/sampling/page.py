@@ -132,14 +132,22 @@ class LevelPage:
 
 
 def wave_path(audio: NDArray[np.floating], bins: int = WAVE_BINS) -> str:
-    """The waveform ``[T]`` as an SVG path in a box of ``bins`` by ``WAVE_HEIGHT``, its loudest peak at full height."""
+    """The waveform ``[T]`` as an SVG path in a box of ``bins`` by ``WAVE_HEIGHT``, its loudest peak at full height.
+
+    A constant offset, which nobody hears, is taken away: it would be a slab as high as the sound. It is the median of
+    the columns' middles.
+    """
     bins = max(1, min(bins, len(audio)))
     edges = np.linspace(0, len(audio), bins + 1).astype(int)[:-1]
     if not len(audio):
         return ""
     low, high = np.minimum.reduceat(audio, edges), np.maximum.reduceat(audio, edges)
     middle = WAVE_HEIGHT / 2
-    scale = (middle - 1) / max(float(np.abs(audio).max()), 0.02)  # a silent item shows a flat line, not its noise
+    offset = float(np.median(low + high)) / 2
+    low, high = low - offset, high - offset
+    scale = (middle - 1) / max(
+        float(high.max()), float(-low.min()), 0.02
+    )  # a silent item shows a flat line, not its noise
     top = np.minimum(middle - high * scale, middle - 1)
     bottom = np.maximum(middle - low * scale, middle + 1)
     x = np.linspace(0, WAVE_BINS, bins)
@@ -220,11 +228,12 @@ def _commands(item: PageItem) -> str:
         f'<button class="copy" type="button" data-word="copy" hidden>{english["copy"]}</button></div>'
         for command in item.commands
     ]
-    return f'<details class="on"><summary>{_word("going_on")}</summary>{"".join(shown)}</details>' if shown else ""
+    told = [f"<summary>{_word('going_on')}</summary>", _word("going_on_note", "p"), *shown]
+    return f'<details class="further">{"".join(told)}</details>' if shown else ""
 
 
 def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
-    english = _words()["en"]
+    english, seed = _words()["en"], html.escape(item.seed)
     credit = " · ".join(html.escape(part) for part in (item.artist, item.genre) if part)
     audio = html.escape(prefix + item.audio)
     lines = [
@@ -233,7 +242,7 @@ def _item(item: PageItem, page: LevelPage, prefix: str) -> str:
         f'<button class="play" type="button" data-label="play" aria-label="{english["play"]}" hidden>{_ICONS}</button>',
         f'<div class="who"><h2 id="name-{item.index}">{_word("item")} {item.index}</h2>',
         f'<p class="credit">{credit}</p>' if credit else "",
-        f'<p class="seed">{_word("seed")} <b>{html.escape(item.seed)}</b></p>' if item.seed else "",
+        f'<p class="seed">{_word("seed")} <b title="{seed}">{seed}</b></p>' if item.seed else "",
         f'<p class="ended">{_word("ended")} <b>{clock(item.asked)}</b></p>' if item.asked else "",
         "</div>",
         f'<p class="clock"><span>0:00</span> / <span>{clock(item.seconds)}</span></p>',
@@ -296,6 +305,10 @@ def _levels(page: LevelPage, links: Mapping[int, str]) -> str:
     )
 
 
+def _setting(word: str, value: str) -> str:
+    return f"<code>{html.escape(value)}</code>" if word == "command" else html.escape(value)
+
+
 def _plain(word: PageWord) -> list[str | float | None]:
     """As the script reads it: text, start, end and, where there is one, the reading."""
     times = [None if time is None else round(time, 3) for time in (word.start, word.end)]
@@ -311,7 +324,7 @@ def render(page: LevelPage, links: Mapping[int, str] | None = None, prefix: str 
         prefix: put before the names of files, for a page that does not lie in the folder of its level.
     """
     facts = [f"<li>{_word(word)} <b>{html.escape(value)}</b></li>" for word, value in page.facts]
-    settings = [f"{_word(word, 'dt')}<dd>{html.escape(value)}</dd>" for word, value in page.settings]
+    settings = [f"{_word(word, 'dt')}<dd>{_setting(word, value)}</dd>" for word, value in page.settings]
     codes = html.escape(page.codes)
     settings.append(f'{_word("codes", "dt")}<dd><a href="{html.escape(prefix)}{codes}" download>{codes}</a></dd>')
     data = {
