@@ -363,12 +363,12 @@ def text_of(told: dict[str, Any]) -> str:
             line += "".join(f"  {_number(part):>{width}}" for part, width in zip(parts, (5, 10, 9, 9), strict=True))
         lines.append(f"{line}   {row['name']}" + (f" ({row['note']})" if row.get("note") else ""))
     lines += [f"left out: {each}" for each in told["left_out"]]
-    lines += [*verdicts(told["all"]), *margin_lines(told["items"]), *reference_lines(told)]
+    lines += [*verdicts(told["all"], told["items"]), *margin_lines(told["items"]), *reference_lines(told)]
     return "\n".join(lines)
 
 
-def verdicts(told: dict[str, Any]) -> list[str]:
-    """What the numbers of all songs say, in words."""
+def verdicts(told: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the numbers of all songs ``told``, and of each in ``rows``, say in words."""
     lines = []
     silent = told["items_without_voice"]
     if silent:
@@ -377,12 +377,26 @@ def verdicts(told: dict[str, Any]) -> list[str]:
         better = told["per"] < told["per_shuffled"] - 0.05 or (
             told["per_part"] is not None and told["per_part"] < told["per_part_shuffled"] - 0.05
         )
-        lines.append(
-            "the words are heard better than chance"
-            if better
-            else "the words are not heard: shuffled lyrics fit as well"
-        )
+        mean, error = margin_of(rows) or (0.0, 0.0)
+        if not better:
+            lines.append("the words are not heard: shuffled lyrics fit as well")
+        elif mean < 3 * error:
+            lines.append("the words seem to be heard, but so few songs may be luck: give more of them")
+        else:
+            lines.append("the words are heard better than chance")
     return lines
+
+
+def margin_of(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """Mean over songs of the shuffled lyrics' phoneme error rate less the words' own, and its standard error."""
+    margins = _margins(rows)
+    if len(margins) < 2:
+        return None
+    return float(np.mean(margins)), float(np.std(margins, ddof=1) / np.sqrt(len(margins)))
+
+
+def _margins(rows: Sequence[dict[str, Any]]) -> list[float]:
+    return [row["per_shuffled"] - row["per"] for row in rows if row.get("per") is not None]
 
 
 def margin_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -392,11 +406,11 @@ def margin_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """
     lines = []
     for where, given in (("", rows), ("after the codec, ", [row.get("codec") or {} for row in rows])):
-        margins = [row["per_shuffled"] - row["per"] for row in given if row.get("per") is not None]
-        if len(margins) > 1:
-            error = np.std(margins, ddof=1) / np.sqrt(len(margins))
+        found = margin_of(given)
+        if found is not None:
+            margins = _margins(given)
             lines.append(
-                f"  {where}shuffled less PER: {np.mean(margins):.3f} ± {error:.3f} (mean and its standard error over"
+                f"  {where}shuffled less PER: {found[0]:.3f} ± {found[1]:.3f} (mean and its standard error over"
                 f" {len(margins)} songs, {sum(margin > 0 for margin in margins)} of them above 0)"
             )
     return lines

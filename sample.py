@@ -63,6 +63,7 @@ def main() -> int:
     distributed.start(options.device or None)
     family = family_of(options.model)
     check_family(options, family)
+    say(f"loading {options.model} on {world().device}")
     say(f"listen: {perform((prepare_songbloom if family == 'songbloom' else prepare)(options))}")
     return 0
 

@@ -120,6 +120,18 @@ def test_by_how_much_words_are_heard_is_told_with_its_error() -> None:
     assert evaluate.margin_lines(coded)[1].startswith("  after the codec, shuffled less PER: 0.100 ± 0.000 ")
 
 
+def test_luck_is_not_called_hearing() -> None:
+    told = {"items_without_voice": 0, "items": 3, "per": 0.5, "per_shuffled": 0.7, "per_part": None}
+
+    def verdict(*margins: float) -> str:
+        return evaluate.verdicts(told, [{"per": 0.5, "per_shuffled": 0.5 + margin} for margin in margins])[0]
+
+    assert verdict(0.2, 0.21, 0.19) == "the words are heard better than chance"
+    assert verdict(0.7, 0.0, -0.1) == "the words seem to be heard, but so few songs may be luck: give more of them"
+    told["per"] = 0.68
+    assert verdict(0.02, 0.02, 0.02) == "the words are not heard: shuffled lyrics fit as well"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -118,9 +118,13 @@ def perform(job: Job) -> Path:
     _same_folder(run.folder, record)
     totals = {level: total for level, total in job.totals.items() if done is None or level < done}
     begun = [level for level in kept if level in totals]
+    levels = f", levels {', '.join(map(str, sorted(totals, reverse=True)))}" if len(totals) > 1 else ""
     if done is not None or begun:
         where = f"at level {max(begun)}" if begun else f"below level {done}"
         say(f"{job.options.name}: " + (f"goes on {where}" if totals else "is complete already"))
+    else:
+        items = len(job.codes[0])
+        say(f"{job.options.name}: {items} item{'s' * (items != 1)} of {job.seconds:.4g} s{levels}")
     Levels(replace(job, settings=settings_of(job, run)), run).write(codes, totals)
     if world().is_main:
         run.write_pages()  # anew for levels that an earlier version of the page showed

@@ -169,6 +169,9 @@ class SongLabeller:
             sound = sound.mean(axis=1, keepdims=True)[: len(sound) // hop * hop]
             if not len(sound):
                 raise UserError(f"{path}: is shorter than {hop / rate:.3f} s, too short for a style prompt")
+            if len(sound) < self.prompt_frames * hop:
+                wanted = self.prompt_frames * hop / rate
+                say(f"note: {path}: has {len(sound) / rate:.1f} s of a style prompt's {wanted:g} s; the rest is empty")
             audio = torch.from_numpy(np.ascontiguousarray(sound, np.float32))[None].to(world().device)
             with torch.no_grad():
                 self._prompts[path] = codec.encode_latents(audio)[0].float().cpu()
