@@ -61,10 +61,6 @@ from songbloom.training import checkpoint
 from songbloom.vqvae.vqvae import VQVAE
 
 ALIGNED = "data_align.pth.tar"
-NO_HEAD = (
-    "note: no head follows the words yet, so the times that it gives mean little; train longer, or with "
-    "--alignment_loss_fraction (docs/alignment.md)"
-)
 LISTENED = 4  # songs of a run on which the best head is looked for
 USAGE = (
     "usage: python align.py --find --model=MODEL --data_jsonl=FILE [--key=value …]\n"
@@ -257,8 +253,14 @@ def find(options: Hyperparams) -> list[HeadScore]:
         written = heads.write_choice(model.weights, choice)
         say(f"the best, layer {best.layer}, head {best.head}, is written to {' and '.join(map(str, written))}")
         if choice.follows is False:
-            say(NO_HEAD)
+            say(no_head(model.settings))
     return ranked
+
+
+def no_head(settings: Hyperparams) -> str:
+    """What to say where the best head follows nothing."""
+    how = "longer" if settings.alignment_loss_fraction else "longer, or with --alignment_loss_fraction"
+    return f"note: no head follows the words yet, so times mean little; train {how} (docs/alignment.md)"
 
 
 def usable(listed: Sequence[Any], model: Model, seconds: float) -> Iterator[Song]:
@@ -329,7 +331,7 @@ def align(options: Hyperparams) -> Path:
     labels = labels_of(data, top, folder)
     choice = chosen(options, model)
     if choice.follows is False:
-        say(NO_HEAD)
+        say(no_head(model.settings))
     settings = run.settings.get(f"level_{top}", {})
     hop = max(1, int((options.hop_fraction or settings.get("hop_fraction") or 0.25) * model.prior.n_ctx))
     precision = options.precision or settings.get("precision") or "fp32"

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -287,6 +288,26 @@ def gather_objects(value: Any) -> list[Any]:
     found: list[Any] = [None] * world().size
     dist.all_gather_object(found, value, group=_patient)
     return found
+
+
+def require_own_devices() -> None:
+    """Refuse ranks that share a GPU: gradients travel by NCCL, which has one rank a device.
+
+    Raises:
+        UserError: two ranks do, on all ranks alike.
+    """
+    place = world()
+    if place.size == 1 or place.device.type != "cuda":
+        return
+    mine = socket.gethostname(), str(torch.cuda.get_device_properties(place.device).uuid)
+    ranks = Counter(gather_objects(mine))
+    (host, _), most = max(ranks.items(), key=lambda each: each[1])
+    if most > 1:
+        there = sum(name == host for name, _ in ranks)
+        raise UserError(
+            f"{most} ranks share a GPU of {host}, and training needs one for each: start at most {there} there, "
+            "or give --device=cpu"
+        )
 
 
 def any_rank(flag: bool) -> bool:

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from songbloom import distributed
+from songbloom.errors import UserError
 from songbloom.lifeline import Lifeline, own_addresses
 
 BIN = Path(sys.executable).parent
@@ -352,3 +354,26 @@ def test_a_barrier_holds_the_process_and_not_only_its_device(monkeypatch: pytest
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, group=None: summed.append((tensor.device.type, group)))
     distributed.barrier()
     assert summed == [("cpu", "the patient group")]
+
+
+@pytest.mark.parametrize(
+    ("devices", "line"),
+    [
+        ([("a", "1"), ("a", "2"), ("b", "1")], ""),
+        ([("a", "1"), ("a", "2"), ("a", "1")], "2 ranks share a GPU of a.*start at most 2 there"),
+    ],
+)
+def test_ranks_that_share_a_gpu_are_refused(
+    devices: list[tuple[str, str]], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = distributed.World(0, 3, 0, 3, torch.device("cuda", 0))
+    asked: list[object] = []
+    monkeypatch.setattr(distributed, "_world", place)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1"))
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: asked.append(value) or devices)
+    with pytest.raises(UserError, match=line) if line else contextlib.nullcontext():
+        distributed.require_own_devices()
+    assert asked == [(socket.gethostname(), "1")]
+    monkeypatch.setattr(distributed, "_world", distributed.World(0, 3))
+    distributed.require_own_devices()  # on CPUs nobody is asked
+    assert len(asked) == 1

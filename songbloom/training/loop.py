@@ -71,6 +71,7 @@ class Trainer:
         """The task with gradients averaged over ranks."""
         if self.world.size == 1 or not self.hps["train"]:
             return self.task
+        distributed.require_own_devices()
         # A convolution of kernel 1 may lay its gradient out otherwise than its weight; it is then copied, cheaply.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(
