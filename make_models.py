@@ -42,7 +42,7 @@ from songbloom.training.models import (
     songbloom_config,
 )
 from songbloom.training.tables import make_labeller, tables_of
-from songbloom.training.weights import open_weights, restore, save
+from songbloom.training.weights import check_family, open_weights, restore, save
 from songbloom.vae.vae import VAE
 from songbloom.vqvae.vqvae import VQVAE
 
@@ -261,9 +261,11 @@ def make_model(
         raise UserError(f"model {model!r} is of the SongBloom family, which this program does not work with")
     wanted = _wanted_levels(model, levels)
     loading = restored and str(device) != "meta"
+    sources = {}
 
     def merged(name: str) -> Hyperparams:
         values = settings_of(model, name, hps, checkpoints=checkpoints, restored=restored, must_exist=loading)
+        sources[name] = values.restore_prior
         if not loading:
             values["restore_vqvae" if name == codec_set else "restore_prior"] = ""
         return values
@@ -276,8 +278,14 @@ def make_model(
     vqvae = vqvae or make_vqvae(codec_hps, device)
     priors = [make_prior(merged(prior_sets[level]), vqvae, device, dtype=dtype) for level in wanted]
     for level, prior in zip(wanted, priors, strict=True):
+        name = prior_sets[level]
+        if prior.level != level and prior.level != setup_hparams(name).level and prior.level < len(prior_sets):
+            raise UserError(
+                f"{sources[name]}: is a prior of level {prior.level}, as {prior_sets[prior.level]} is, and was given "
+                f"for {name}, which is of level {level}: --restore_prior names one file a level, from level 0 up"
+            )
         if prior.level != level:
-            raise UserError(f"model {model!r}: {prior_sets[level]} stands at level {level} but models {prior.level}")
+            raise UserError(f"model {model!r}: {name} stands at level {level} but models {prior.level}")
     return vqvae, priors
 
 
@@ -486,6 +494,8 @@ def _as_trained(values: MutableMapping[str, Any], path: str, kind: str, override
         return
     content = open_weights(local, verify=False).content  # restoring verifies it
     saved = content.get("hps")
+    if kind == "prior":
+        check_family(content, local, "songbloom" if values.get("songbloom") else "jukebox")
     if values.get("songbloom") and published_songbloom.is_published(content):
         values.update({key: value for key, value in hub.settings_of(local).items() if key not in overrides})
     if content.get("kind") != kind or not isinstance(saved, Mapping):

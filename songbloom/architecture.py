@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from songbloom.hyperparams import shown, with_tuples
@@ -103,6 +103,12 @@ def compare_architecture(saved: Mapping[str, Any], current: Mapping[str, Any], k
         if key in saved and key in current and _comparable(key, saved) != _comparable(key, current)
         if not (key in _DERIVED and _DERIVED[key] in (saved[key], current[key]))
     ]
+
+
+def in_words(mismatches: Sequence[str], most: int = 3) -> str:
+    """Mismatches for one line: the first of them, and how many more there are."""
+    more = len(mismatches) - most
+    return "; ".join(mismatches[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _told(key: str, hps: Mapping[str, Any]) -> Any:

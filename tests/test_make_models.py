@@ -324,6 +324,48 @@ class TestMistakes:
             restore(fresh, path, "prior")
         assert same(fresh, build("prior"))
 
+    def test_of_many_settings_that_differ_three_are_named(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "x.pth.tar")
+        save(build("vqvae"), path, "vqvae", settings("vqvae"))
+        other = {"emb_width": 8, "l_bins": 16, "width": 16, "depth": 1, "dilation_growth_rate": 2}
+        with pytest.raises(UserError) as caught:
+            build("vqvae", restore_vqvae=path, **other)
+        assert str(caught.value) == (
+            f"{path}: made with other settings: emb_width is 16 in the checkpoint, 8 asked for; l_bins is 32 in the "
+            "checkpoint, 16 asked for; width is 8 in the checkpoint, 16 asked for; and 2 more; give --hps as it was "
+            "trained"
+        )
+
+    def test_weights_given_for_another_level_are_named(self, tmp_path: Path) -> None:
+        path, codec = tmp_path / "x.pth.tar", tmp_path / "codec.pth.tar"
+        save(build("prior"), path, "prior", settings("prior"))
+        save(build("vqvae"), codec, "vqvae", settings("vqvae"))
+        given = {"tiny_vqvae": str(codec), "tiny_upsampler": str(path)}
+        for device in ("meta", "cpu"):
+            with pytest.raises(UserError) as caught:
+                make_model("tiny", device, {}, [0], checkpoints=given)
+            assert str(caught.value) == (
+                f"{path}: is a prior of level 1, as tiny_prior is, and was given for tiny_upsampler, which is of level "
+                "0: --restore_prior names one file a level, from level 0 up"
+            )
+
+    @pytest.mark.parametrize("published", [False, True])
+    def test_a_prior_of_the_other_family(self, published: bool, tmp_path: Path) -> None:
+        jukebox, song = tmp_path / "prior.pth.tar", tmp_path / "song.pth.tar"
+        save(build("prior"), jukebox, "prior", settings("prior"), published=published)
+        asked = hparams.setup_hparams("tiny_songbloom", {"restore_prior": ""})
+        save(make_models.make_songbloom_prior(asked), song, "prior", asked, published=published)
+        told = r"prior\.pth\.tar: is a prior of the Jukebox family, and this model is of the SongBloom family: give"
+        with pytest.raises(UserError, match=told):
+            make_models.settings_of("tiny_songbloom", "tiny_songbloom", checkpoints={"tiny_songbloom": str(jukebox)})
+        with pytest.raises(UserError, match=told):
+            make_models.make_songbloom_prior({**asked, "restore_prior": str(jukebox)})
+        told = r"song\.pth\.tar: is a prior of the SongBloom family, and this model is of the Jukebox family: give"
+        with pytest.raises(UserError, match=told):
+            make_models.settings_of("tiny", "tiny_prior", checkpoints={"tiny_prior": str(song)})
+        with pytest.raises(UserError, match=told):
+            build("prior", restore_prior=str(song))
+
     @pytest.mark.parametrize("published", [False, True])
     def test_a_checkpoint_of_the_other_kind(self, published: bool, tmp_path: Path) -> None:
         codec, prior = tmp_path / "codec.pth.tar", tmp_path / "prior.pth.tar"

@@ -15,11 +15,13 @@ from songbloom.lora.files import AdapterFile
 from songbloom.lora.lightning import BASE_FILE, read_any
 from songbloom.lora.places import module_of, published_keys
 from songbloom.lora.words import grow_vocabulary, started_rows
+from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.layers import Embedding
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.transformer.lora import LowRank, add_adapter, bake
 
 _LYRICS = "lyrics.tokens.weight"
+_STACKS = {"SongBloom": ("ar_transformer.", "nar_dit."), "Jukebox": ("prior.",)}  # how published names begin
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def by_level(adapters: Iterable[Scaled], models: Mapping[int, nn.Module], levels
     found: dict[int, list[Scaled]] = {}
     for each in adapters:
         if each.adapter.about.get("level") in set(range(levels)) - set(models):
+            _check_family(each.adapter, next(iter(models.values()), None))
             continue
         level = level_of(each, models)
         check(models[level], each.adapter)
@@ -120,6 +123,7 @@ def vocabulary_of(adapters: Sequence[Scaled]) -> dict[str, Any]:
 def level_of(each: Scaled, models: Mapping[int, nn.Module]) -> int:
     """The level that an adapter belongs to; the models are those of :func:`by_level`."""
     told = each.adapter.about.get("level")
+    _check_family(each.adapter, next(iter(models.values()), None))
     if isinstance(told, int) and told in models:
         return told
     if isinstance(told, int):
@@ -160,6 +164,7 @@ def check(model: nn.Module, adapter: AdapterFile) -> None:
     Raises:
         UserError: in one line.
     """
+    _check_family(adapter, model)
     problems = problems_of(model, adapter)
     if problems:
         raise UserError(_told(adapter, problems))
@@ -172,6 +177,19 @@ def check(model: nn.Module, adapter: AdapterFile) -> None:
                 f"{adapter.path}: was trained on other weights ({base}) than these ({own}): give the model that it was "
                 f"trained on (--restore_prior{held})"
             )
+
+
+def _check_family(adapter: AdapterFile, model: nn.Module | None) -> None:
+    """Refuse an adapter of the other family of models, whose layers have other names."""
+    here = "SongBloom" if isinstance(model, SongBloomPrior) else "Jukebox" if isinstance(model, Prior) else ""
+    keys = (*adapter.entries, *adapter.rows, *adapter.full)
+    made = next((name for name, begin in _STACKS.items() if any(key.startswith(begin) for key in keys)), "")
+    if here and made and here != made:
+        key = next(key for key in keys if key.startswith(_STACKS[made]))
+        raise UserError(
+            f"{adapter.path}: does not fit this model: has an adapter for {key}, which this model has not: it was made "
+            f"for a {made} prior, and this is a {here} prior"
+        )
 
 
 def _told(adapter: AdapterFile, problems: Sequence[str]) -> str:

@@ -216,9 +216,9 @@ def step_files(folder: Path | str) -> list[tuple[int, Path]]:
 
 
 def step_before(path: Path) -> Path | None:
-    """The ``checkpoint_step_*`` file to take instead of ``path``: the newest that is of an earlier step, and another file.
+    """The ``checkpoint_step_*`` file to take instead of ``path``: the newest of an earlier step that is no link to it.
 
-    Of ``checkpoint_latest``, the newest that is no link to it.
+    Of ``checkpoint_latest`` any step is an earlier one.
     """
     match = _STEP_FILE.fullmatch(path.name)
     if path.name != LATEST and not match:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from songbloom import distributed
-from songbloom.architecture import compare_architecture
+from songbloom.architecture import compare_architecture, in_words
 from songbloom.errors import UserError
 from songbloom.files import hold
 from songbloom.training import checkpoint
@@ -58,7 +58,7 @@ def find_beginning(folder: Path, hps: Mapping[str, Any], kind: str) -> Beginning
     """See what the run's folder holds; all ranks call it together and get the same.
 
     Raises:
-        UserError: the checkpoint there is of another kind or architecture (every difference is named), or none that is
+        UserError: the checkpoint there is of another kind or architecture (differences are named), or none that is
             there can be read.
     """
     place = distributed.world()
@@ -87,7 +87,7 @@ def find_beginning(folder: Path, hps: Mapping[str, Any], kind: str) -> Beginning
     if kind == "vae":
         differences += _other_discriminator(saved, hps)
     if differences:
-        raise UserError(f"{path}: does not fit: {'; '.join(differences)}; choose another --name to start afresh")
+        raise UserError(f"{path}: does not fit: {in_words(differences)}; choose another --name to start afresh")
     reset = any(hps[key] and not saved.get(key) for key in ("reset_opt", "reset_step"))
     return Beginning(path, content, whole=not reset)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from songbloom import __version__
-from songbloom.architecture import compare_architecture
+from songbloom.architecture import compare_architecture, in_words
 from songbloom.distributed import say
 from songbloom.errors import UserError
 from songbloom.prior.prior import Prior
@@ -75,11 +76,13 @@ def restore(
         What the file holds besides weights is in the same dict; None for an empty path.
 
     Raises:
-        UserError: the file is missing, broken, of another kind, or doesn't fit; every mismatch is named.
+        UserError: the file is missing, broken, of another kind, or doesn't fit; mismatches are named.
     """
     if not str(path):
         return None
     local = fetch(str(path))
+    if not local.exists():
+        raise UserError(f"{local}: no such checkpoint file; {_first(local, kind, hps)}")
     stored = open_weights(local)
     content: dict[str, Any] = stored.content
     if stored.adapters and kind == "prior":
@@ -89,7 +92,7 @@ def restore(
     if hps is not None and isinstance(saved, Mapping):
         mismatches = compare_architecture(saved, hps, kind)
         if mismatches:
-            raise UserError(f"{local}: made with other settings: {'; '.join(mismatches)}; give --hps as it was trained")
+            raise UserError(f"{local}: made with other settings: {in_words(mismatches)}; give --hps as it was trained")
     if isinstance(module, VAE):
         try:
             module.load_codec({name: stored.numbers(tensor) for name, tensor in state.items()})
@@ -102,6 +105,21 @@ def restore(
         else:
             fill(module, state, stored, dtype=dtype, device=device)
     return content
+
+
+def _first(path: Path, kind: str, hps: Mapping[str, Any] | None) -> str:
+    """What to do where weights that a command begins with are not there."""
+    sources: Mapping[str, str] = getattr(hps, "sources", {})
+    if kind == "prior" or (hps is not None and hps.get("train") and not hps.get("prior")):
+        return f"give --restore_{kind}=FILE with weights that training wrote, or published ones"
+    named = re.fullmatch(r"set '(.+)'", sources.get(f"restore_{kind}", ""))  # by a prior's set, as its codec's folder
+    of_codec = re.fullmatch(r"set '(.+)'", sources.get("downs_t", "")) if kind == "vqvae" else None
+    name = path.parent.name if named else of_codec[1] if of_codec else "SET"
+    what, more = ("codec", "training") if kind == "vqvae" else ("VAE", "vae")
+    return (
+        f"train the {what} first (python train.py --hps={name} --name={name} --vq --audio_files_dir=SONGS --train …, "
+        f"see docs/{more}.md), or give --restore_{kind}=FILE"
+    )
 
 
 def save(
@@ -186,9 +204,9 @@ def _state_of(stored: Stored, kind: str, path: Path, weights: str, module: nn.Mo
     if not state or not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no weights under the key 'model'; is it the checkpoint of a model?")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    found = content.get("kind") or next((k for k, t in _TRANSLATORS.items() if t.is_published(state)), kind)
-    if found == "prior" and "language_model.norm.weight" in state:
-        found = "songbloom"
+    if kind == "prior":
+        check_family(content, path, "songbloom" if isinstance(module, SongBloomPrior) else "jukebox")
+    found = _kind_in(content, state) or kind
     wanted = "songbloom" if isinstance(module, SongBloomPrior) else kind
     if found != wanted:
         words = {"vqvae": "a codec (--restore_vqvae)", "vae": "a VAE (--restore_vae)"}
@@ -213,6 +231,37 @@ def _state_of(stored: Stored, kind: str, path: Path, weights: str, module: nn.Mo
     if weights == "ema" and content.get("ema"):
         state.update(content["ema"])  # buffers, such as codebooks, are not averaged
     return state
+
+
+def _kind_in(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Which of :data:`_TRANSLATORS` a checkpoint's weights belong to; empty where nothing tells."""
+    found = str(content.get("kind") or next((k for k, t in _TRANSLATORS.items() if t.is_published(state)), ""))
+    return "songbloom" if found == "prior" and "language_model.norm.weight" in state else found
+
+
+def check_family(content: Mapping[str, Any], path: Path, wanted: str) -> None:
+    """Refuse the weights of a prior of the other family of models.
+
+    Args:
+        content: of the checkpoint; its tensors need not be there.
+        path: where it is.
+        wanted: ``"jukebox"`` or ``"songbloom"``.
+
+    Raises:
+        UserError: it holds a prior of the other family.
+    """
+    state = content if published_songbloom.is_published(content) else content.get("model")
+    if not isinstance(state, Mapping):
+        return
+    found = {"songbloom": "songbloom", "prior": "jukebox"}.get(
+        _kind_in(content, {str(name).removeprefix("module."): tensor for name, tensor in state.items()})
+    )
+    words = {"jukebox": "Jukebox", "songbloom": "SongBloom"}
+    if found and found != wanted:
+        raise UserError(
+            f"{path}: is a prior of the {words[found]} family, and this model is of the {words[wanted]} family: give "
+            f"--restore_prior with weights of a {words[wanted]} prior, or name a model of the {words[found]} family"
+        )
 
 
 def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

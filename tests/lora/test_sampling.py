@@ -74,10 +74,14 @@ def test_adapters_of_other_models_are_refused_before_anything_is_drawn(workplace
     other.export(tmp_path / "other", 1, numbered=False)
     song = LoRA(songbloom_tiny.tiny_prior(), LoRASettings(rank=2, targets=("v_proj",)))
     song.export(tmp_path / "song", 1, numbered=False)
+    # of a level that is not written: adapters of this model's own would be passed over
+    song0 = LoRA(songbloom_tiny.tiny_prior(), LoRASettings(rank=2, targets=("v_proj",)), about={"level": 0})
+    song0.export(tmp_path / "song0", 1, numbered=False)
     for name, words in (
         (f"{tmp_path}/wide", "does not fit this model: prior.transformer._attn_mods.0.mlp.c_fc is"),
         (f"{tmp_path}/other", "was trained on other weights"),
         (f"{tmp_path}/song", "does not fit this model: has an adapter for ar_transformer"),
+        (f"{tmp_path}/song0", "it was made for a SongBloom prior, and this is a Jukebox prior"),
         ("nothing", "nothing: no adapter is there"),
     ):
         with pytest.raises(UserError) as told:
