@@ -225,10 +225,11 @@ def _around(level: Tensor, reach: int) -> Tensor:
     moments = level.shape[1]
     if not moments:
         return level
-    sums = F.pad(level.double().cumsum(dim=1), (0, 0, 1, 0))
-    index = torch.arange(moments, device=level.device)
+    whole = level.cpu() if level.device.type == "mps" else level  # Metal has no float64
+    sums = F.pad(whole.double().cumsum(dim=1), (0, 0, 1, 0))
+    index = torch.arange(moments, device=whole.device)
     first, last = (index - reach).clamp_min(0), (index + reach + 1).clamp_max(moments)
-    return ((sums[:, last] - sums[:, first]) / (last - first)[:, None]).to(level.dtype)
+    return ((sums[:, last] - sums[:, first]) / (last - first)[:, None]).to(level)
 
 
 class Network(nn.Module):

@@ -270,8 +270,8 @@ class SketchVQ(nn.Module):
         """Mean and spread of each number, of the first batch of all ranks; what follows is compared by them."""
         if self.measured:
             return
-        sums = torch.cat([rows.sum(dim=0), rows.square().sum(dim=0), rows.new_tensor([len(rows)])]).double()
-        sums = all_reduce_(sums)
+        sums = torch.cat([rows.sum(dim=0), rows.square().sum(dim=0), rows.new_tensor([len(rows)])])
+        sums = all_reduce_((sums.cpu() if sums.device.type == "mps" else sums).double())  # Metal has no float64
         width = rows.shape[1]
         mean = sums[:width] / sums[-1]
         self.mean.copy_(mean)
