@@ -21,6 +21,11 @@ def reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 song``, ``2 songs``; ``plural`` where an s does not make it."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
     """`` (did you mean 'x'?)`` for the option nearest to ``word``, or an empty string when none is near.
 

@@ -222,10 +222,11 @@ class Knob:
             near = did_you_mean(str(value), map(str, self.choices))
             raise UserError(f"{where}: {self.key} is one of {', '.join(map(repr, self.choices))}, not {value!r}{near}")
         numbers = value if isinstance(value, tuple) else (value,)
+        told = given.strip() if isinstance(given, str) else shown(value)  # as it was typed
         if self.minimum is not None and any(number < self.minimum for number in numbers):
-            raise UserError(f"{where}: {self.key} must be at least {self.minimum:g}, not {value!r}")
+            raise UserError(f"{where}: {self.key} must be at least {self.minimum:g}, not {told}")
         if self.below is not None and any(number >= self.below for number in numbers):
-            raise UserError(f"{where}: {self.key} must be below {self.below:g}, not {value!r}")
+            raise UserError(f"{where}: {self.key} must be below {self.below:g}, not {told}")
         return value
 
     def type_in_words(self) -> str:

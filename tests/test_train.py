@@ -102,8 +102,8 @@ def test_a_run_leaves_what_it_should(codec: Path) -> None:
         (
             ["--hps=tiny_vqvae,tiny_prior", "--name=x", "--train", "--prior", "--audio_files_dir=songs"],
             "logs/tiny_vqvae/checkpoint_latest.pth.tar: no such checkpoint file; train the codec first (python "
-            "train.py --hps=tiny_vqvae --name=tiny_vqvae --vq --audio_files_dir=SONGS --train …, see docs/training.md), or give "
-            "--restore_vqvae=FILE",
+            "train.py --hps=tiny_vqvae --name=tiny_vqvae --vq --audio_files_dir=SONGS --train …, see "
+            "docs/training.md), or give --restore_vqvae=FILE",
         ),
     ],
 )

@@ -91,7 +91,11 @@ def check_before_training(*files: str | Path, settings: CheckSettings = _DEFAULT
     answer = broadcast_object(answer)
     if not isinstance(answer, Report):
         raise UserError(str(answer))
-    for line in (*answer.lines(), *answer.licences(), f"data: {answer.summary()}"):
+    if len(answer.errors) == 1:  # what stops the run is told once
+        told = [str(finding) for finding in answer.warnings]
+    else:
+        told = [*answer.lines(), *answer.licences(), f"data: {answer.summary()}"]
+    for line in told:
         say(line)
     answer.refuse()
     return answer

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from songbloom.data.fields import (
-    ALIASES,
-    FIELDS,
     LANGUAGES,
     SPLITS,
     field,
@@ -20,6 +18,7 @@ from songbloom.data.fields import (
     kind_in_words,
     located,
     meaning_of,
+    near_field,
 )  # fmt: skip
 from songbloom.data.findings import Level, Report, SongFacts
 from songbloom.data.manifest import kind_of
@@ -153,7 +152,7 @@ class Rules:
         row.facts.group = group_of(row.record) or ""
 
     def _unknown(self, row: Row, name: str) -> None:
-        near = did_you_mean(name, [known for known in (*FIELDS, *ALIASES) if known not in row.record])
+        near = near_field(name, row.record)
         if near:
             self._note(row, "error", "field", f"no field is named {name!r}{near}")
         else:

@@ -20,16 +20,19 @@ from torch.utils.data import Dataset
 from songbloom import distributed
 from songbloom.audio.files import AudioError, read_audio
 from songbloom.audio.mix import to_mono
+from songbloom.data.fields import meaning_of, near_field
 from songbloom.data.index import IndexedSong, build_index, cache_for
 from songbloom.data.labels import Labeller
-from songbloom.data.manifest import songs_from
+from songbloom.data.manifest import Song, songs_from
 from songbloom.data.metadata import Hook
 from songbloom.data.song_labels import prepared
 from songbloom.data.word_cache import CACHE_NAME as WORDS_NAME
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 
 SPLITS = ("train", "test")
 _SHIFTS_AND_MIX, _REPLACEMENT, _SPLIT = 1, 2, 3  # what a draw is for, so that draws for different things differ
+_NAMED = 3  # misspelt fields that are named one by one
+_told: set[str] = set()  # notes that this process has printed: train and test sets have the same songs
 _ATTEMPTS = 20  # items tried in place of one that cannot be read
 
 
@@ -138,6 +141,10 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         where = next((f"--{key}={value}" for key, value in source.items() if value), "data")
         # Rank 0 alone looks at the disk, so that a mistake is told once and all ranks see the same songs.
         songs = songs_from(**source, sidecars=labeller is not None) if distributed.world().is_main else []
+        for line in misspelt(songs):
+            if line not in _told:
+                _told.add(line)
+                distributed.say(line)
         index = build_index(
             songs,
             sample_rate=self.sample_rate,
@@ -145,6 +152,7 @@ class ChunkDataset(Dataset[dict[str, Any]]):
             max_duration=maximum,
             cache=cache_for(**source),
             where=where,
+            least=least_length(hps, minimum),
         )
         root = Path(str(source["audio_files_dir"] or Path(str(source["data_jsonl"])).parent)).expanduser().absolute()
         fraction = float(hps.get("train_test_split", 0.9))
@@ -244,6 +252,38 @@ def _name(song: IndexedSong, root: Path) -> str:
     """What a song is called in the split: its path in the data, so that data that moves is split the same."""
     path = song.song.path
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def misspelt(songs: Sequence[Song]) -> list[str]:
+    """A line for each field of a JSONL file that nothing reads and that is near one that is read; at most three."""
+    near: dict[tuple[str, frozenset[str]], str] = {}
+    found = []
+    for song in songs if songs and songs[0].where else ():  # files beside songs may say anything
+        there = {key for key in ("artist", "genre", "lyrics", "idx") if getattr(song, key) is not None}
+        record = frozenset({"audio_path", *there, *song.extra})
+        for name in song.extra:
+            if meaning_of(name) is None:
+                if (name, record) not in near:
+                    near[name, record] = near_field(name, record)
+                if near[name, record]:
+                    found.append(f"note: {song.where}: nothing reads the field {name!r}{near[name, record]}")
+    more = len(found) - _NAMED
+    if more > 0:
+        found[_NAMED:] = [f"note: {counted(more, 'more field')} like these: python -m songbloom.data.check lists all"]
+    return found
+
+
+def least_length(hps: Mapping[str, Any], minimum: float) -> str:
+    """Why songs must last ``minimum`` seconds, and which option to lower."""
+    rate, length = int(hps["sr"]), int(hps["sample_length"])
+    key, value, what = "sample_length", length, f"--sample_length={length} at {rate} Hz is"
+    if hps.get("prior") and hps.get("n_ctx"):
+        key, value = "n_ctx", int(hps["n_ctx"])
+        what = f"--n_ctx={value} codes of {length // value} samples at {rate} Hz are"
+    chunk = f"{what} {length / rate:.1f} s"
+    if hps.get("min_duration") == minimum:
+        return f"lower --min_duration ({chunk}, the least)"
+    return f"{chunk}: lower --{key} for shorter songs"
 
 
 def duration_limits(hps: Mapping[str, Any]) -> tuple[float, float | None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from songbloom.data.metadata import TIMED_PATHS
+from songbloom.errors import did_you_mean
 
 Kind = Literal["text", "name", "path", "number", "list", "object", "any"]
 
@@ -68,6 +69,11 @@ _FITS: Mapping[str, tuple[type, ...]] = {
     "any": (object,),
 }
 _NAMES = {"text": "text", "name": "text or a whole number", "path": "the path of a file", "number": "a number"}
+
+
+def near_field(name: str, record: Collection[str]) -> str:
+    """`` (did you mean 'lyrics'?)`` for a field that a line has not, if ``name`` is near it; empty otherwise."""
+    return did_you_mean(name, [known for known in (*FIELDS, *ALIASES) if known not in record])
 
 
 def meaning_of(name: str) -> Field | None:

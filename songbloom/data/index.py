@@ -26,7 +26,7 @@ from songbloom.audio.decoding import Source, SourceError
 from songbloom.audio.files import ABSURD, length_at
 from songbloom.audio.sources import open_source
 from songbloom.data.manifest import Song
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import write_text
 
 FORMAT = 1  # of the cache file; another number makes it be built anew
@@ -85,7 +85,7 @@ class Index:
         """One line: how many songs and hours there are, and how many were dropped for which kind of reason."""
         hours = sum(song.duration for song in self.songs) / 3600
         time_text = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-        text = f"data: {len(self.songs)} songs, {time_text}"
+        text = f"data: {counted(len(self.songs), 'song')}, {time_text}"
         if self.dropped:
             counts = Counter(one.kind for one in self.dropped)
             reasons = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
@@ -328,8 +328,14 @@ def _sorted_out(
     return index
 
 
-def nothing_usable(index: Index, where: str) -> UserError:
-    """The error for an index without songs: what was found, and why each was dropped."""
+def nothing_usable(index: Index, where: str, least: str = "") -> UserError:
+    """The error for an index without songs: what was found, and why each was dropped.
+
+    Args:
+        index: without songs.
+        where: what the data are called.
+        least: why songs must be so long, and what to change, for those that are too short.
+    """
     by_reason: dict[str, list[str]] = {}
     for one in index.dropped:
         by_reason.setdefault(one.shared or one.reason, []).append(one.song.path.name)
@@ -337,7 +343,8 @@ def nothing_usable(index: Index, where: str) -> UserError:
     for reason, names in by_reason.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         parts.append(f"{len(names)} {reason} ({', '.join(names[:_SHOWN])}{more})")
-    return UserError(f"{where}: none of {len(index.dropped)} songs can be used: {'; '.join(parts)}")
+    hint = f"; {least}" if least and any(one.kind == "too short" for one in index.dropped) else ""
+    return UserError(f"{where}: none of {counted(len(index.dropped), 'song')} can be used: {'; '.join(parts)}{hint}")
 
 
 _told: set[str] = set()  # reports that this process has printed: train and test sets build the same index
@@ -351,6 +358,7 @@ def build_index(
     max_duration: float | None = None,
     cache: Path | None = None,
     where: str = "data",
+    least: str = "",
     threads: int | None = None,
 ) -> Index:
     """Find the usable songs. Rank 0 looks at the files; all ranks get the same index, so all must call this.
@@ -363,6 +371,7 @@ def build_index(
         min_duration, max_duration: seconds; ``min_duration <= duration < max_duration`` is kept; None is no limit.
         cache: where findings are kept (see :func:`cache_for`); None keeps none.
         where: what to call the data in messages.
+        least: as for :func:`nothing_usable`.
         threads: files examined at once; by default one a processor, at most 8.
 
     Raises:
@@ -372,10 +381,11 @@ def build_index(
     if distributed.world().is_main:
         facts = _examined(songs, Cache(cache), threads or min(8, os.cpu_count() or 1))
         found = _sorted_out(songs, facts, sample_rate, min_duration, max_duration)
-        _tell(found)
+        if found.songs:  # otherwise the error says all of this
+            _tell(found)
     index: Index = distributed.broadcast_object(found)
     if not index.songs:
-        raise nothing_usable(index, where)
+        raise nothing_usable(index, where, least)
     return index
 
 

@@ -27,6 +27,7 @@ class Song:
     idx: int | str | None = None  # the song's own identifier in its manifest
     extra: Mapping[str, Any] = field(default_factory=dict)  # every other field of its line
     folder: Path | None = field(default=None, compare=False)  # what relative paths in ``extra`` start from
+    where: str = field(default="", compare=False)  # ``file:line`` in a JSONL file
 
 
 def songs_from(
@@ -114,7 +115,7 @@ def _song_of_line(line: bytes, where: str, folder: Path) -> Song:
     if not isinstance(audio, str) or not audio.strip() or "\0" in audio:
         raise UserError(f"{where}: audio_path must be the path of a file, not {kind_of(audio)}")
     folder = _absolute(folder)
-    return Song(_absolute(folder / Path(audio).expanduser()), folder=folder, **song_fields(record, where))
+    return Song(_absolute(folder / Path(audio).expanduser()), folder=folder, where=where, **song_fields(record, where))
 
 
 def record_of(content: bytes, where: str, rule: str, example: str) -> dict[str, Any]:

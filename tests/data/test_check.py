@@ -318,6 +318,10 @@ def test_training_is_refused_with_the_first_error(folder: Folder, capsys: pytest
     assert str(refused.value).startswith(f"{path}:2: audio_path nowhere.wav is not there (and 1 more error")
     assert f"{path}:2: error: lacks lyrics" in capsys.readouterr().out
     assert len(check_before_training(folder.jsonl(folder.row()), settings=SETTINGS).songs) == 1
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file or directory$"):
+        check_before_training(folder.path / "none.jsonl", settings=SETTINGS)
+    assert capsys.readouterr().out == ""  # it is one line
 
 
 def test_files_that_are_not_there_or_hold_nothing(folder: Folder):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,12 @@ def test_data_that_moves_is_divided_the_same(folder: Path, tmp_path: Path) -> No
         ({"min_duration": 0.1}, "min_duration=0.1 s is shorter than a chunk (sample_length 4096 at 8000 Hz = 0.512 s)"),
         ({"max_duration": 1.0}, "max_duration=1 s leaves no song"),
         ({"min_duration": 60.0}, "none of 10 songs can be used: 10 shorter than min_duration 60 s"),
+        ({"min_duration": 60.0}, "lower --min_duration (--sample_length=4096 at 8000 Hz is 0.5 s, the least)"),
+        ({"sample_length": 768_000}, "--sample_length=768000 at 8000 Hz is 96.0 s: lower --sample_length for"),
+        (
+            {"sample_length": 768_000, "prior": True, "n_ctx": 8000},
+            "--n_ctx=8000 codes of 96 samples at 8000 Hz are 96.0 s: lower --n_ctx for shorter songs",
+        ),
         ({"sample_length": 0}, "sample_length=0"),
         ({"channels": 3}, "channels=3"),
         ({"train_test_split": 1.5}, "train_test_split=1.5"),
@@ -268,3 +275,17 @@ def test_data_that_vanishes_altogether_ends_training(fragile: Path) -> None:
     with pytest.raises(UserError, match="20 chunks in a row cannot be read") as caught:
         dataset[0]
     assert "\n" not in str(caught.value)
+
+
+def test_misspelt_fields_are_told_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = sorted(path.name for path in folder.glob("*.wav"))
+    path = folder / "songs.jsonl"
+    rows = [{"audio_path": name, "lyrcs": "la", "mood": "glad", "lyrics": None} for name in names[:5]]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for split in ("train", "test"):
+        ChunkDataset(_hps(folder) | {"audio_files_dir": "", "data_jsonl": str(path), "train_test_split": 0.5}, split)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert told == [
+        *(f"note: {path}:{line}: nothing reads the field 'lyrcs' (did you mean 'lyrics'?)" for line in (1, 2, 3)),
+        "note: 2 more fields like these: python -m songbloom.data.check lists all",
+    ]

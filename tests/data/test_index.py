@@ -136,13 +136,14 @@ def test_a_missing_file_of_a_manifest_is_dropped(folder: Path, capsys: pytest.Ca
     assert f"dropped {folder / 'gone.wav'}: no such file or directory" in capsys.readouterr().out
 
 
-def test_nothing_usable_says_what_was_found_and_why(tmp_path: Path) -> None:
+def test_nothing_usable_says_what_was_found_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(5):
         _write(tmp_path / f"short{number}.wav", 0.5)
     (tmp_path / "empty.ogg").touch()
     soundfile.write(tmp_path / "silent.flac", np.zeros(30000), RATE)
     with pytest.raises(UserError) as caught:
         _build(tmp_path, min_duration=2)
+    assert capsys.readouterr().out == ""  # the error says all of it
     assert str(caught.value) == (
         "here: none of 7 songs can be used: 1 is empty (empty.ogg); "
         "5 shorter than min_duration 2 s (short0.wav, short1.wav, short2.wav and 2 more); "

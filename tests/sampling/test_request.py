@@ -69,6 +69,8 @@ def write_codes(path: Path, codes: list[torch.Tensor]) -> Path:
         ("--model=", "--model is missing"),
         ("--name=", "--name is missing"),
         ("--n_samples=0", "must be at least 1"),
+        ("--temp=-1", "temp must be at least 0, not -1"),
+        ("--temp=.9,-1", "temp must be at least 0, not .9,-1"),
         ("--temp=warm", "temp wants numbers"),
         ("--mode=primed", "--audio_file and --mode=primed belong together"),
         ("--audio_file=a.wav", "--audio_file and --mode=primed belong together"),
