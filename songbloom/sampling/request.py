@@ -30,8 +30,8 @@ def help_text(models: Iterable[str]) -> str:
     usage = (
         "usage: python sample.py --model=MODEL --name=FOLDER [--key=value | --key value | --flag | --no-flag] …\n\n"
         "Writes songs to FOLDER, with a page to listen to them. The same command goes on where it was stopped.\n"
-        "  python sample.py --model=demo --name=samples/first --n_samples=4 --sample_length_in_seconds=8\n"
-        "  python sample.py --model=demo --name=samples/longer --mode=continue --codes_file=samples/first \\\n"
+        "  python sample.py --model=demo_ja --name=samples/first --n_samples=4 --sample_length_in_seconds=8\n"
+        "  python sample.py --model=demo_ja --name=samples/longer --mode=continue --codes_file=samples/first \\\n"
         "      --sample_length_in_seconds=16"
     )
     return knobs(models).help(usage).rstrip()

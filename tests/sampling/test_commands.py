@@ -31,7 +31,7 @@ def documented() -> list[list[str]]:
     text = "\n".join(blocks).replace("\\\n", " ")
     lines = [line.partition("python sample.py ")[2] for line in text.splitlines() if "python sample.py " in line]
     shorter = [_TIME.sub(lambda match: f"{match[1]}{float(match[2]) * SCALE:g}", line) for line in lines]
-    return [shlex.split(line.replace("--model=demo", "--model=tiny").replace("=16", "=4")) for line in shorter]
+    return [shlex.split(line.replace("--model=demo_ja ", "--model=tiny ").replace("=16", "=4")) for line in shorter]
 
 
 def sample(folder: Path, *arguments: str) -> None:
