@@ -3,7 +3,7 @@
     python evaluate.py --data_jsonl=songs.jsonl
     python evaluate.py --audio_files_dir=samples --lyrics_file=words.txt --reference_dir=voice --json=numbers.json
     python evaluate.py --name=samples/first
-    python evaluate.py --data_jsonl=songs.jsonl --model=demo
+    python evaluate.py --data_jsonl=songs.jsonl --model=demo_ja
 
 ``--help`` tells every option; docs/evaluation.md what the numbers mean and how far they can be trusted.
 """

@@ -1,6 +1,6 @@
 """Sample songs: codes level by level, from the coarsest to the finest, and a page to listen to them.
 
-    python sample.py --model=demo --name=samples/first --sample_length_in_seconds=8 --n_samples=4
+    python sample.py --model=demo_ja --name=samples/first --sample_length_in_seconds=8 --n_samples=4
     mpiexec -n 4 python sample.py --model=small --name=samples/folk --mode=primed --audio_file=a.wav,b.wav \\
         --prompt_length_in_seconds=12 --sample_length_in_seconds=120 --n_samples=8 --hop_fraction=.5,.125
 
