@@ -45,7 +45,7 @@ from songbloom.data.labels import Labeller, Labels
 from songbloom.data.metadata import described
 from songbloom.data.song_labels import known_of
 from songbloom.distributed import say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import whole_file, write_text
 from songbloom.hyperparams import Hyperparams, Knob, Knobs, group
 from songbloom.lyrics.lrc import write_lrc
@@ -225,11 +225,16 @@ def find(options: Hyperparams) -> list[HeadScore]:
     prior, rate = model.prior, model.vqvae.sample_rate
     songs = list(itertools.islice(usable(listed, model, options.seconds), options.songs))
     if not songs:
-        raise UserError(f"none of the {len(listed)} songs has lyrics that this model can read: see the notes above")
+        raise UserError(
+            f"none of {counted(len(listed), 'song')} has lyrics that this model can read: see the notes above"
+        )
     timed = sum(song.times is not None for song in songs)
     wanted = prior.lyric_heads()
     length = sum(len(song.codes) for song in songs) * prior.hop_length / rate
-    say(f"{len(wanted)} heads on {len(songs)} songs ({length:.0f} s), {timed} with times of their words")
+    say(
+        f"{counted(len(wanted), 'head')} on {counted(len(songs), 'song')} ({length:.0f} s), {timed} "
+        "with times of their words"
+    )
     hop = max(1, int((options.hop_fraction or 0.25) * prior.n_ctx))
     how: dict[str, Any] = {"sample_rate": rate, "hop": hop, "precision": options.precision or "fp32"}
     done = itertools.count(1)

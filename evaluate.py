@@ -217,7 +217,7 @@ def reference_items(path: str) -> list[Item]:
     """The songs of a reference: a folder or a JSONL file."""
     place = Path(path).expanduser()
     if not place.exists():
-        raise UserError(f"--reference_dir={path}: does not exist")
+        raise UserError(f"--reference_dir={path}: no such file or folder")
     if place.is_dir() and (place / RECORD).is_file():
         return items_of_run(place, None)
     if place.is_dir():

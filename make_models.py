@@ -18,7 +18,7 @@ import torch
 from hparams import HPARAMS_REGISTRY, setup_hparams
 from songbloom.architecture import architecture_keys
 from songbloom.distributed import say
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
@@ -273,7 +273,8 @@ def make_model(
     codec_hps = merged(codec_set)
     if codec_hps.levels != len(prior_sets):
         raise UserError(
-            f"model {model!r} lists {len(prior_sets)} priors, but {codec_set} has {codec_hps.levels} levels"
+            f"model {model!r} lists {counted(len(prior_sets), 'prior')}, but {codec_set} has "
+            f"{counted(codec_hps.levels, 'level')}"
         )
     vqvae = vqvae or make_vqvae(codec_hps, device)
     priors = [make_prior(merged(prior_sets[level]), vqvae, device, dtype=dtype) for level in wanted]

@@ -33,7 +33,7 @@ from make_models import (
 from songbloom import distributed
 from songbloom.data.labels import Labeller
 from songbloom.distributed import say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import Hyperparams, Knobs
 from songbloom.lora import applying
 from songbloom.prior.config import dtype_of
@@ -84,7 +84,8 @@ def model_files(options: Hyperparams) -> tuple[dict[str, Any], dict[str, str]]:
         given = [part.strip() for part in options.restore_prior.split(",")]
         if len(given) != len(priors):
             raise UserError(
-                f"--restore_prior names {len(given)} files, but {options.model!r} has {len(priors)} levels: "
+                f"--restore_prior names {counted(len(given), 'file')}, but {options.model!r} has "
+                f"{counted(len(priors), 'level')}: "
                 "give one a level from level 0 up, separated by commas; one may be empty"
             )
         checkpoints |= {prior: path for prior, path in zip(priors, given, strict=True) if path}

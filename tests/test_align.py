@@ -242,5 +242,5 @@ def test_a_model_without_lyrics_and_songs_without_words(place: Path, tmp_path: P
         align.find(options(tmp_path, "--find", "--model=tiny", songs))
     wordless = tmp_path / "wordless.jsonl"
     wordless.write_text(json.dumps({"audio_path": str(place / "song_1.wav")}) + "\n")
-    with pytest.raises(UserError, match="none of the 1 songs has lyrics"):
+    with pytest.raises(UserError, match="none of 1 song has lyrics"):
         align.find(options(place, "--find", f"--model={MODEL}", f"--data_jsonl={wordless}"))

@@ -152,8 +152,8 @@ def test_mistakes_are_one_line(arguments: list[str], line: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--audio_files_dir=nowhere"], "--audio_files_dir=nowhere: does not exist"),
-        (["--data_jsonl=songs.jsonl", "--reference_dir=nowhere"], "--reference_dir=nowhere: does not exist"),
+        (["--audio_files_dir=nowhere"], "--audio_files_dir=nowhere: no such folder"),
+        (["--data_jsonl=songs.jsonl", "--reference_dir=nowhere"], "--reference_dir=nowhere: no such file or folder"),
         (["--name=songs"], "no run of sample.py"),
         (["--data_jsonl=songs.jsonl", "--lyrics_file=none.txt"], "--lyrics_file=none.txt: cannot be read"),
         (["--data_jsonl=songs.jsonl", "--recogniser=none.npz"], "none.npz: no recogniser can be read there"),

@@ -442,7 +442,7 @@ class TestModels:
     def test_a_bundle_that_does_not_hang_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(MODELS, "short", ("tiny_vqvae", "tiny_prior"))
         monkeypatch.setitem(MODELS, "crossed", ("tiny_vqvae", "tiny_prior", "tiny_upsampler"))
-        with pytest.raises(UserError, match="lists 1 priors, but tiny_vqvae has 2 levels"):
+        with pytest.raises(UserError, match="lists 1 prior, but tiny_vqvae has 2 levels"):
             make_model("short", restored=False)
         with pytest.raises(UserError, match="tiny_prior stands at level 0 but models 1"):
             make_model("crossed", restored=False)

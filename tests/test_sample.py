@@ -192,7 +192,7 @@ def test_a_name_with_markup_stays_text(workplace: Path) -> None:
 def test_a_missing_part_is_told_before_work(workplace: Path) -> None:
     with pytest.raises(UserError, match=r"^nowhere.pth.tar: no such file; it should hold the weights of tiny_prior$"):
         sample_here(workplace, "--name=never", SECONDS, "--restore_prior=,nowhere.pth.tar")
-    with pytest.raises(UserError, match="names 1 files, but 'tiny' has 2 levels"):
+    with pytest.raises(UserError, match="names 1 file, but 'tiny' has 2 levels"):
         sample_here(workplace, "--name=never", "--restore_prior=logs/tiny_prior/checkpoint_latest.pth.tar")
     assert not (workplace / "never").exists()
 

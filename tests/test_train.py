@@ -94,7 +94,7 @@ def test_a_run_leaves_what_it_should(codec: Path) -> None:
     [
         (["--hps=tiny_vqvae", "--name=x"], "nothing to do: give --train, --test or both"),
         (["--hps=tiny_vqvae", "--train"], "the run needs a name: give --name=NAME"),
-        (["--hps=tiny_vqvae", "--name=x", "--train", "--audio_files_dir=nowhere"], "nowhere: does not exist"),
+        (["--hps=tiny_vqvae", "--name=x", "--train", "--audio_files_dir=nowhere"], "nowhere: no such folder"),
         (["--hps=tiny_vqvae", "--name=x", "--train", "--audio_files_dir=empty"], "empty"),
         (["--hps=tiny_vqva", "--name=x", "--train"], "did you mean 'tiny_vqvae'?"),
         (["--hps=tiny_vqvae", "--name=x", "--train", "--lora"], "--lora needs the weights that are adapted"),
@@ -133,7 +133,7 @@ def test_small_priors_with_labels_train(name: str, codec: Path, folder: Path) ->
     words += ["--test", "--aug_shift", "--prior", "--levels=2", "--level=1", "--weight_decay=0.01", "--train_steps=2"]
     done = run(folder, *words, restored(codec), "--log_steps=1")
     assert done.returncode == 0, done.stderr
-    assert "labels: 1 artists and 1 genres from the songs (y_bins=(10, 100))" in done.stdout
+    assert "labels: 1 artist and 1 genre from the songs (y_bins=(10, 100))" in done.stdout
     assert ("prime_loss" in done.stdout) is (name != "small_labelled_prior")
     content = latest(folder / "logs", name)
     assert content["step"] == 2 and content["hps"]["label_ids"]["artists"] == {"unknown": 0, "mei": 1}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from songbloom.distributed import all_reduce_, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import written_beside
 
 FORMAT = 1  # of entries; another number finds none of the old ones
@@ -176,4 +176,4 @@ class Cache:
         asked = counts.hits + counts.made
         rate = f"{counts.hits} of {asked} were there ({100 * counts.hits / asked:.0f} %)" if asked else "nothing asked"
         size = f"{total / 1e6:.1f} MB" if total >= 100_000 else f"{total / 1e3:.1f} kB"
-        return f"cache: {rate}; {number} entries, {size} in {self.folder}"
+        return f"cache: {rate}; {counted(number, 'entry', 'entries')}, {size} in {self.folder}"

@@ -17,7 +17,7 @@ from songbloom.data.fields import located
 from songbloom.data.findings import Report, SongFacts
 from songbloom.data.manifest import record_of
 from songbloom.data.sound_facts import Memory, SoundFacts
-from songbloom.errors import UserError, reason
+from songbloom.errors import UserError, counted, reason
 from songbloom.files import write_text
 from songbloom.lyrics.song import LANGUAGES
 from songbloom.lyrics.tokens import Tokens
@@ -185,7 +185,10 @@ def _layouts(rows: Iterable[Row], sounds: dict[Path, SoundFacts], report: Report
         same = sum(facts.same_channels for facts in heard)
         if mono or same:
             what = [f"{mono} mono"] * bool(mono) + [f"{same} with two channels alike"] * bool(same)
-            message = f"of {len(heard)} songs, {' and '.join(what)}: a stereo model learns a narrow sound from them"
+            message = (
+                f"of {counted(len(heard), 'song')}, {' and '.join(what)}: a stereo model "
+                "learns a narrow sound from them"
+            )
             report.add(file, 0, "warning", "mono", message)
         rates = sorted({facts.sample_rate for facts in heard})
         if len(rates) > 1:
@@ -250,7 +253,7 @@ def show(row: Row) -> None:
     if row.tokens is None:
         return
     name = row.facts.idx or str(row.record.get("audio_path"))
-    print(f"\n{row.file}:{row.line}  {name}  {len(row.tokens)} tokens, {row.facts.seconds:g} s")
+    print(f"\n{row.file}:{row.line}  {name}  {counted(len(row.tokens), 'token')}, {row.facts.seconds:g} s")
     for line, symbols in _by_line(row.tokens):
         print(f"  {line}\n      {' '.join(symbols)}")
 

@@ -24,7 +24,7 @@ from songbloom.data.findings import Level, Report, SongFacts
 from songbloom.data.manifest import kind_of
 from songbloom.data.metadata import TIMED_PATHS
 from songbloom.data.sound_facts import SoundFacts
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.structure import find_tags
 from songbloom.lyrics.timing import TimedText, from_phrases, read_timed, token_times
@@ -316,7 +316,7 @@ class Rules:
                 row,
                 "warning" if cropped else "error",
                 "tokens",
-                f"lyrics are {len(tokens)} tokens, and the model sees {limit}: {how}",
+                f"lyrics are {counted(len(tokens), 'token')}, and the model sees {limit}: {how}",
             )
         sung = len(tokens.phonemes)
         if sung and seconds and sung > _FASTEST * seconds:
@@ -351,7 +351,10 @@ class Rules:
         if isinstance(told, list) and row.tokens is not None and row.tokens.sections:
             tags = len(row.tokens.sections)
             if len(told) != tags:
-                message = f"sections has {len(told)} entries, and the lyrics have {tags} tags; there must be one a tag"
+                message = (
+                    f"sections has {counted(len(told), 'entry', 'entries')}, and the lyrics "
+                    f"have {counted(tags, 'tag')}; there must be one a tag"
+                )
                 self._note(row, "warning", "sections", message)
 
     def _same_words(self, row: Row, right: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from songbloom.data.command import Parser, run_as_command
 from songbloom.data.fields import field, located, moved
 from songbloom.data.jsonl import read_lines, write_lines
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 
 
 def combine(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, list[str]]:
@@ -56,9 +56,11 @@ def combine(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, list
             joined.append(record)
             count += 1
         licences = sorted({str(field(record, "licence") or "not stated") for record in joined[len(joined) - count :]})
-        more = [f"{again} recordings were there already"] * bool(again)
+        more = [counted(again, "recording was", "recordings were") + " there already"] * bool(again)
         more += [f"{renamed} idx were taken and got a number"] * bool(renamed)
-        notices.append("; ".join([f"{path}: {count} lines", *more, f"licence: {', '.join(licences) or 'none'}"]))
+        notices.append(
+            "; ".join([f"{path}: {counted(count, 'line')}", *more, f"licence: {', '.join(licences) or 'none'}"])
+        )
     write_lines(target, joined, target.parent)
     return len(joined), notices
 
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     count, notices = combine(options.input_jsonls, options.output_jsonl)
     for notice in notices:
         print(notice)
-    print(f"{options.output_jsonl}: {count} lines")
+    print(f"{options.output_jsonl}: {counted(count, 'line')}")
     return 0
 
 

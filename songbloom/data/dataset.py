@@ -162,14 +162,22 @@ class ChunkDataset(Dataset[dict[str, Any]]):
         self.songs: list[IndexedSong] = [index.songs[i] for i in sides[SPLITS.index(split)]]
         if not self.songs:
             raise UserError(
-                f"{where}: the test set is empty, because train_test_split={fraction:g} of {len(index.songs)} songs "
+                f"{where}: the test set is empty, because train_test_split={fraction:g} of "
+                f"{counted(len(index.songs), 'song')} "
                 "leaves none: lower --train_test_split or add songs"
             )
         self.labeller = labeller
         self.tells_sung = bool(hps.get("alignment_loss_fraction")) and labeller is not None and labeller.reads_lyrics
         if labeller is not None:
             words = cache_for(name=WORDS_NAME, **source)
-            self._known = prepared(labeller, self.songs, hook=get_metadata, test=split == "test", cache=words)
+            self._known = prepared(
+                labeller,
+                self.songs,
+                hook=get_metadata,
+                test=split == "test",
+                others=len(index.songs) - len(self.songs),
+                cache=words,
+            )
         self._ends = np.cumsum([song.total_length for song in self.songs], dtype=np.int64)
         self._warned: set[Path] = set()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 
 Level = Literal["error", "warning"]
 SHOWN = 20
@@ -83,22 +83,22 @@ class Report:
                 yield str(finding)
         for (level, kind), count in counts.items():
             if count > shown:
-                yield f"… and {count - shown} more {level}s of this kind ({kind}); --json lists all"
+                yield f"… and {counted(count - shown, f'more {level}')} of this kind ({kind}); --json lists all"
 
     def summary(self) -> str:
         """One line: songs, length, errors, warnings."""
         seconds = sum(song.seconds for song in self.songs)
         length = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-        parts = [f"{len(self.errors)} error{'s' * (len(self.errors) != 1)}"]
-        parts.append(f"{len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}")
-        return f"{len(self.songs)} songs, {length}: {', '.join(parts)}"
+        parts = [counted(len(self.errors), "error")]
+        parts.append(counted(len(self.warnings), "warning"))
+        return f"{counted(len(self.songs), 'song')}, {length}: {', '.join(parts)}"
 
     def licences(self) -> list[str]:
         """A line for each licence and how many songs have it; nothing if no song has one."""
         counts = Counter(song.licence for song in self.songs)
         if set(counts) <= {""}:
             return []
-        return [f"licence of {count} songs: {name or 'not stated'}" for name, count in counts.most_common()]
+        return [f"licence of {counted(count, 'song')}: {name or 'not stated'}" for name, count in counts.most_common()]
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -123,5 +123,5 @@ class Report:
         """
         if self.errors:
             more = len(self.errors) - 1
-            rest = f" (and {more} more errors: python -m songbloom.data.check lists them)" if more else ""
+            rest = f" (and {counted(more, 'more error')}: python -m songbloom.data.check lists all)" if more else ""
             raise UserError(f"{str(self.errors[0]).replace(': error: ', ': ', 1)}{rest}")

@@ -281,10 +281,10 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, F
                     done += 1
                 if time.monotonic() - word > _WORD_EVERY:
                     cache.save()
-                    print(f"data: {done} of {len(todo)} new files examined", flush=True)
+                    print(f"data: {done} of {counted(len(todo), 'new file')} examined", flush=True)
                     word, said = time.monotonic(), done < len(todo)
             if said:  # who has read how far it is wants to read that it is done
-                print(f"data: {done} of {len(todo)} new files examined", flush=True)
+                print(f"data: {done} of {counted(len(todo), 'new file')} examined", flush=True)
         finally:
             for future, path in running.items():  # only if interrupted
                 if not future.cancel() and future.done() and not future.exception():

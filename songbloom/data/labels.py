@@ -22,7 +22,7 @@ from torch import Tensor
 
 from songbloom import distributed
 from songbloom.data.label_tables import UNKNOWN, VERSIONS, LabelTables, genre_parts, normal_name
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import Knob, Knobs, group
 from songbloom.lyrics.window import lyric_window, take, timed_window
 
@@ -198,7 +198,8 @@ class Labeller:
         ids = self.tables.genre_ids(genre)
         if len(ids) > self.bow:
             raise UserError(
-                f"{where and where + ': '}genre {genre!r} has {len(ids)} words, and the model takes {self.bow}: leave "
+                f"{where and where + ': '}genre {genre!r} has {counted(len(ids), 'word')}, and the "
+                f"model takes {self.bow}: leave "
                 "some out (a model of your own may have a larger --max_bow_genre_size)"
             )
         self._tell_unknown(artist, genre)
@@ -420,12 +421,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         longest = max([len(genre_parts(song.genre, version)) for song in songs if song.genre] or [1])
         genres, artists = tables.y_bins
         distributed.say(
-            f"version {version}: {artists - 1} artists, {genres - 1} genre{' words' if version == 2 else 's'} "
+            f"version {version}: {counted(artists - 1, 'artist')}, "
+            f"{counted(genres - 1, 'genre word' if version == 2 else 'genre')} "
             f"(y_bins={genres},{artists}, max_bow_genre_size={longest}): {files[0]}, {files[1].name}"
         )
         _warn_of_lost_names(songs, version)
     nameless = sum(not song.artist for song in songs), sum(not song.genre for song in songs)
-    distributed.say(f"{len(songs)} songs, {nameless[0]} without an artist, {nameless[1]} without a genre")
+    distributed.say(f"{counted(len(songs), 'song')}, {nameless[0]} without an artist, {nameless[1]} without a genre")
     return 0
 
 

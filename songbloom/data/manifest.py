@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from songbloom.audio.files import AUDIO_SUFFIXES, find_audio
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 
 _TEXT_FIELDS = ("artist", "genre", "lyrics")
 _KNOWN_FIELDS = ("audio_path", *_TEXT_FIELDS, "idx")
@@ -60,13 +60,15 @@ def songs_from(
 
 def _songs_of_folder(folder: Path, sidecars: bool) -> list[Song]:
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"--audio_files_dir={folder}: {what}")
     found = find_audio(folder)
     if not found:
         kinds = ", ".join(suffix[1:] for suffix in AUDIO_SUFFIXES)
         others = sum(len(files) for _, _, files in os.walk(folder))
-        raise UserError(f"--audio_files_dir={folder}: no audio file ({kinds}) among {others} files in it and below it")
+        raise UserError(
+            f"--audio_files_dir={folder}: no audio file ({kinds}) among {counted(others, 'file')} in it and below it"
+        )
     return [_with_sidecar(_absolute(path)) if sidecars else Song(_absolute(path)) for path in found]
 
 

@@ -16,7 +16,7 @@ from songbloom.data.labels import Compact, Known, Labeller
 from songbloom.data.manifest import Song
 from songbloom.data.metadata import Hook, asked, timed_text
 from songbloom.data.word_cache import WordCache, Words
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 
 _SHOWN = 5  # songs that are named for each kind of remark
 _PATIENCE = 3.0  # seconds after which it is shown how far the reading of words is
@@ -28,6 +28,7 @@ def prepared(
     *,
     hook: Hook | None = None,
     test: bool = False,
+    others: int = 0,
     cache: Path | None = None,
     say: Callable[[str], None] = distributed.say,
 ) -> list[Compact]:
@@ -38,6 +39,7 @@ def prepared(
         songs: of one split.
         hook: knows more about songs (:mod:`songbloom.data.metadata`).
         test: whether these are test songs, for the hook.
+        others: songs of the other split.
         cache: where the tokens of words are kept (:mod:`songbloom.data.word_cache`); None keeps none.
         say: hears remarks.
 
@@ -46,7 +48,7 @@ def prepared(
     """
     ready: list[Compact] = []
     if distributed.world().is_main:
-        remarks = Remarks(labeller, say)
+        remarks = Remarks(labeller, say, test=test, others=others)
         words = WordCache(cache if labeller.reads_lyrics else None, labeller)
         try:
             for song in tqdm(songs, desc="words", unit="song", delay=_PATIENCE, disable=not labeller.reads_lyrics):
@@ -121,17 +123,26 @@ def unfitting(known: Known, total_length: int, labeller: Labeller) -> str:
     shown = count * min(1.0, labeller.sample_length / total_length)
     if shown > labeller.n_tokens:
         return (
-            f"its lyrics are too long for it: {count} tokens in {seconds:.1f} s are {shown:.0f} in the "
+            f"its lyrics are too long for it: {counted(count, 'token')} in {seconds:.1f} s are {shown:.0f} in the "
             f"{labeller.sample_length / labeller.sr:.1f} s of a window, which shows {labeller.n_tokens}"
         )
     return ""
 
 
 class Remarks:
-    """Gathers what is strange about songs' words, and tells it in a few lines."""
+    """Gathers what is strange about songs' words, and tells it in a few lines.
 
-    def __init__(self, labeller: Labeller, say: Callable[[str], None]) -> None:
+    Args:
+        labeller: reads the words.
+        say: hears the lines.
+        test: whether the songs are those for testing.
+        others: how many songs the other split has.
+    """
+
+    def __init__(self, labeller: Labeller, say: Callable[[str], None], *, test: bool = False, others: int = 0) -> None:
         self.labeller, self.say = labeller, say
+        self.purpose = "test on" if test else "train on"
+        self.others = f"; {counted(others, 'other is', 'others are')} for testing" if others and not test else ""
         self.counts: Counter[str] = Counter()
         self.lines: dict[str, list[str]] = {"problem": [], "unfitting": [], "timeless": []}
 
@@ -166,7 +177,9 @@ class Remarks:
                 self.say(f"note: … and {self.counts[kind] - len(lines)} more such {what}")
         if self.labeller.reads_lyrics:
             counts: Any = self.counts
+            have = "has some" if counts["with lyrics"] == 1 else "have some"
             self.say(
-                f"lyrics: {counts['with lyrics']} of {counts['songs']} songs have some, {counts['timed']} with times; "
-                f"{counts['tokens']} tokens of {self.labeller.vocabulary.name}"
+                f"lyrics: {counts['with lyrics']} of {counted(counts['songs'], 'song')} to {self.purpose} {have}, "
+                f"{counts['timed']} with times; {counted(counts['tokens'], 'token')} of {self.labeller.vocabulary.name}"
+                f"{self.others}"
             )

@@ -25,7 +25,7 @@ from songbloom.data.dataset import split_songs
 from songbloom.data.fields import group_of
 from songbloom.data.manifest import Song, songs_from
 from songbloom.data.metadata import timed_text
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.lyrics.cropping import Span, crop, times_of
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.phonemes import clean_lyrics
@@ -123,7 +123,7 @@ def split_by_group(songs: Sequence[Song], share: float, seed: int) -> tuple[list
     named = [group_of(song.extra) or f"\0{song.path}" for song in songs]
     groups = sorted(set(named))
     if len(groups) < 2:
-        raise UserError(f"--val_split={share:g}: all {len(songs)} songs are of one group, which cannot be divided")
+        raise UserError(f"--val_split={share:g}: {counted(len(songs), 'song')} of one group cannot be divided")
     kept = (len(groups) - max(1, round(len(groups) * share))) / len(groups)
     training, _ = split_songs(groups, max(kept, 1 / len(groups)), seed)
     chosen = {groups[i] for i in training}
@@ -367,7 +367,9 @@ class SongBloomDataset(Dataset[dict[str, Any]]):
         if not self.segment:
             raise UserError(f"segments of {segment} frames are shorter than a patch of {patch_size}: make them longer")
         if not self.songs:
-            raise UserError(f"none of {len(songs)} songs is as long as a patch, {patch_size / FRAME_RATE:g} s")
+            raise UserError(
+                f"none of {counted(len(songs), 'song')} is as long as a patch, {patch_size / FRAME_RATE:g} s"
+            )
         self.items = [
             number
             for number, song in enumerate(self.songs)

@@ -17,7 +17,7 @@ import numpy as np
 from songbloom.audio.decoding import SourceError
 from songbloom.audio.files import ABSURD
 from songbloom.audio.sources import open_source
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import write_text
 
 FORMAT = 1  # of the remembered facts
@@ -162,13 +162,13 @@ class Memory:
                     self._changed = True
                 now = time.monotonic()
                 if progress is not None and now - said > 10 and number < len(missing):
-                    progress(f"listened to {number} of {len(missing)} files")
+                    progress(f"listened to {number} of {counted(len(missing), 'file')}")
                     said = now
                 if now - saved > 30:
                     self.save()
                     saved = now
         if progress is not None and said > begun:
-            progress(f"listened to {len(missing)} of {len(missing)} files")
+            progress(f"listened to {len(missing)} of {counted(len(missing), 'file')}")
         self.save()
         return found
 

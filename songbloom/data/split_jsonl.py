@@ -22,7 +22,7 @@ from typing import Any
 from songbloom.data.command import Parser, run_as_command
 from songbloom.data.fields import group_of, located
 from songbloom.data.jsonl import read_lines, write_lines
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 
 _FEWEST_LETTERS = 20
 """Words shorter than this may be the same by chance."""
@@ -56,7 +56,8 @@ def split_songs(
     songs = together(records, folder)
     if len(songs) < 2:
         raise UserError(
-            f"all {len(records)} lines are one song (by group, file or words), which cannot be divided; give "
+            f"{counted(len(records), 'line is', 'lines are')} one song (by group, file or words), "
+            "which cannot be divided; give "
             "validation songs of their own, or another group to each song"
         )
     order = list(range(len(songs)))

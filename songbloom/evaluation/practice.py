@@ -35,7 +35,7 @@ from songbloom.data.prepare.sung.voices import (
     load_voice,
 )
 from songbloom.data.prepare.sung.words import mora_table, read_line
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import write_text
 from songbloom.hyperparams import Knob, Knobs, group
 
@@ -160,7 +160,7 @@ def render(folder: Path, lines: int, seed: int, names: Sequence[str]) -> Path:
         if row is not None:
             rows.append(row)
         if (index + 1) % 50 == 0 or index + 1 == lines:
-            print(f"[{index + 1}/{lines}] {len(rows)} lines", flush=True)
+            print(f"[{index + 1}/{lines}] {counted(len(rows), 'line')}", flush=True)
     if not rows:
         raise UserError(f"{folder}: none of {lines} lines could be sung")
     write_text(folder / "songs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

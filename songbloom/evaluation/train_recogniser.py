@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from songbloom import __version__
 from songbloom.audio.files import read_audio
 from songbloom.data.manifest import Song, songs_from
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.evaluation import phonemes
 from songbloom.evaluation.recogniser import Recogniser, RecogniserConfig, load_recogniser, save_recogniser
 from songbloom.evaluation.recogniser_data import (
@@ -197,7 +197,10 @@ def run(options: Hyperparams) -> Path:
     """Train, measure and write; returns the file of weights."""
     begin, spent = time.perf_counter(), time.process_time()
     songs, held, facts = gather(options)
-    print(f"{len(songs)} songs to learn from ({facts['seconds'] / 60:.1f} min), {len(held)} held out", flush=True)
+    print(
+        f"{counted(len(songs), 'song')} to learn from ({facts['seconds'] / 60:.1f} min), {len(held)} held out",
+        flush=True,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
         recogniser = Recogniser()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.lora import files
 from songbloom.lora.applying import whole_of
 from songbloom.lora.lightning import read_any
@@ -160,7 +160,7 @@ class LoRA:
         of_all = sum(p.numel() for p in self.model.parameters())
         everything = " and all that has none" if self.settings.train_all else ""
         return (
-            f"lora: {len(self.places)} adapters of rank {self.settings.rank}{everything}, "
+            f"lora: {counted(len(self.places), 'adapter')} of rank {self.settings.rank}{everything}, "
             f"{trained:,} of {of_all:,} parameters are trained"
         )
 
@@ -291,7 +291,8 @@ def _begin_whole(model: nn.Module, adapter: files.AdapterFile) -> None:
         ids = {row for key in published_keys(model, name) for row in adapter.rows.get(module_of(key), ((),))[0]}
         if ids - set(own.ids.tolist() if own is not None else ()):
             raise UserError(
-                f"{adapter.path}: trains {len(ids)} rows of {module_of(name)}, not all of which are trained here: give "
+                f"{adapter.path}: trains {counted(len(ids), 'row')} of {module_of(name)}, not all "
+                "of which are trained here: give "
                 "the --lora_train_rows and --lyrics_vocab that it was trained with"
             )
         if own is not None and ids:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.lyrics.phoneme_vocabulary import starting_rows
 from songbloom.lyrics.phonemes import PUBLISHED
 from songbloom.prior.songbloom.prior import SongBloomPrior
@@ -66,7 +66,9 @@ def grow_vocabulary(prior: SongBloomPrior, symbols: Sequence[str]) -> None:
     table = prior.lyrics.tokens.weight
     known, width = table.shape
     if len(symbols) < known:
-        raise UserError(f"the vocabulary has {len(symbols)} symbols, and this prior knows {known}: take a larger one")
+        raise UserError(
+            f"the vocabulary has {counted(len(symbols), 'symbol')}, and this prior knows {known}: take a larger one"
+        )
     if len(symbols) > known:
         more = table.new_zeros(len(symbols) - known, width)
         prior.lyrics.tokens.weight = nn.Parameter(torch.cat([table.detach(), more]), requires_grad=table.requires_grad)

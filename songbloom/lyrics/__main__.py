@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 from songbloom.lyrics.morae import PHONEMES
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.lyrics.phonemes import PUBLISHED_ROOM
@@ -98,12 +98,15 @@ def show(options: argparse.Namespace) -> None:
     for section in tokens.sections:
         length = "" if section.seconds is None else f", {section.seconds:g} s wanted"
         print(
-            f"\n{section.tag} from token {section.first}: {section.count} tag{'s' * (section.count != 1)}{length}",
+            f"\n{section.tag} from token {section.first}: {counted(section.count, 'tag')}{length}",
             end="",
         )
     if tokens.sections:
         print()
-    print(f"\n{words.name}: {len(tokens)} tokens of {words.n_vocab} kinds, {len(tokens.problems)} problems")
+    print(
+        f"\n{words.name}: {counted(len(tokens), 'token')} of {words.n_vocab} kinds, "
+        f"{counted(len(tokens.problems), 'problem')}"
+    )
     if isinstance(words, PhonemeVocabulary) and len(tokens) > PUBLISHED_ROOM:
         print(f"  the published 150 s models see the first {PUBLISHED_ROOM} tokens")
     for problem in tokens.problems:

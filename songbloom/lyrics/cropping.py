@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.lyrics.morae import PHONEMES
 from songbloom.lyrics.phoneme_vocabulary import is_phoneme, section_times
 from songbloom.lyrics.phonemes import SECTION_END, SENTENCE_END
@@ -107,7 +107,10 @@ def _ranges(tokens: Tokens) -> list[tuple[int, int]]:
 def _by_sections(tokens: Tokens, total: float, given: Sequence[Span] | None) -> list[Span]:
     tagged = [section for section in tokens.sections if section.count]
     if given is not None and len(given) != len(tokens.sections):
-        raise UserError(f"{len(given)} sections have times, and the lyrics have {len(tokens.sections)}: give one a tag")
+        raise UserError(
+            f"{counted(len(given), 'section has times', 'sections have times')}, and the lyrics "
+            f"have {len(tokens.sections)}: give one a tag"
+        )
     if given is not None:
         spans = [
             (begin + (stop - begin) * part / section.count, begin + (stop - begin) * (part + 1) / section.count)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 
 EnglishRule = Literal["katakana", "letters", "keep", "arpabet"]
 ReadingRule = Literal["auto", "dictionary", "kana"]
@@ -98,7 +98,7 @@ class Places:
         made = [self._problem(*found) for found in sorted(self._found, key=lambda found: found[0])]
         if self._more:
             last = made[-1]
-            made.append(Problem("…", last.line, last.column, f"and {self._more} more problems, which are not listed"))
+            made.append(Problem("…", last.line, last.column, f"and {counted(self._more, 'more problem')}, not listed"))
         return tuple(made)
 
     def _problem(self, position: int, symbol: str, advice: str) -> Problem:

@@ -19,7 +19,7 @@ from torch import Tensor
 from songbloom import __version__
 from songbloom.data.label_tables import UNKNOWN
 from songbloom.distributed import broadcast_object, gather_objects, say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import Hyperparams
 from songbloom.sampling import journal, preview, sound
 from songbloom.sampling.form import Form
@@ -124,7 +124,7 @@ def perform(job: Job) -> Path:
         say(f"{job.options.name}: " + (f"goes on {where}" if totals else "is complete already"))
     else:
         items = len(job.codes[0])
-        say(f"{job.options.name}: {items} item{'s' * (items != 1)} of {job.seconds:.4g} s{levels}")
+        say(f"{job.options.name}: {counted(items, 'item')} of {job.seconds:.4g} s{levels}")
     Levels(replace(job, settings=settings_of(job, run)), run).write(codes, totals)
     if world().is_main:
         run.write_pages()  # anew for levels that an earlier version of the page showed
@@ -278,7 +278,7 @@ def ended_early(lengths: Sequence[int], total: int, seconds: float, most: int = 
     named = [f"item {item} at {length * seconds:.2f} s" for item, length in early[:most]]
     more = f" and {len(early) - most} more" if len(early) > most else ""
     return (
-        f"note: the model ended {len(early)} of {len(lengths)} songs before {total * seconds:.2f} s: "
+        f"note: the model ended {len(early)} of {counted(len(lengths), 'song')} before {total * seconds:.2f} s: "
         f"{', '.join(named)}{more}"
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.sampling import prompts
 from songbloom.sampling.run import DATA, LevelData, read_data
@@ -195,9 +195,10 @@ def seeds_of(options: Hyperparams, items: int, origin: Origin | None, of_rows: S
         if any(seed is not None for seed in of_rows):
             raise UserError("--seeds and seeds in --prompts_jsonl are both given: leave one out")
         if len(options.seeds) != items:
-            plural = "s" if len(options.seeds) > 1 else ""
             raise UserError(
-                f"--seeds has {len(options.seeds)} seed{plural}, but {items} items are asked for: give one an item"
+                f"--seeds has {counted(len(options.seeds), 'seed')}, but "
+                f"{counted(items, 'item is', 'items are')} asked for: "
+                "give one an item"
             )
         return [check_seed(seed, "--seeds") for seed in options.seeds]
     seeds = item_seeds(options.seed, range(items))

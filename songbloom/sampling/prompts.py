@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from songbloom.audio.files import probe, read_audio
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 
 
 def whole_codes(seconds: float, sample_rate: int, hop_length: int) -> int:
@@ -42,7 +42,7 @@ def check_codes(path: Path | str, codes: Sequence[Tensor], vqvae: Any) -> None:
         UserError: they are of a codec with other levels or codebooks, or there are none.
     """
     if len(codes) != vqvae.levels:
-        raise UserError(f"{path}: holds codes of {len(codes)} levels, and the model has {vqvae.levels}")
+        raise UserError(f"{path}: holds codes of {counted(len(codes), 'level')}, and the model has {vqvae.levels}")
     there = codes[0].shape[0]
     if not there or any(each.shape[0] != there for each in codes):
         raise UserError(f"{path}: its levels do not hold equally many items, at least one")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from songbloom.distributed import say
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 from songbloom.hyperparams import Hyperparams
 from songbloom.prior.prior import Prior
 from songbloom.sampling import prompts
@@ -289,7 +289,8 @@ def level_settings(
         values = options[option]
         if values is not None and len(values) not in (1, levels):
             raise UserError(
-                f"--{option} has {len(values)} values, but {options.model!r} has {levels} levels: give {A_LEVEL}"
+                f"--{option} has {counted(len(values), 'value')}, but {options.model!r} has "
+                f"{counted(levels, 'level')}: give {A_LEVEL}"
             )
         return None if values is None else values[prior.level % len(values)]
 

@@ -12,7 +12,7 @@ from typing import Any
 from songbloom import distributed
 from songbloom.data.label_tables import LabelTables, genre_parts
 from songbloom.data.labels import Labeller
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import COMMAND_LINE
 
 LABEL_IDS = "label_ids"
@@ -102,7 +102,8 @@ def complete_labels(
     if source:
         genres, artists = tables.y_bins
         distributed.say(
-            f"labels: {artists - 1} artists and {genres - 1} genre{' words' if version == 2 else 's'} {source} "
+            f"labels: {counted(artists - 1, 'artist')} and "
+            f"{counted(genres - 1, 'genre word' if version == 2 else 'genre')} {source} "
             f"(y_bins={tuple(hps['y_bins'])})"
         )
 

@@ -187,6 +187,11 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def four_digits(value: float) -> str:
+    """A number with four digits that count, never with an exponent where it is large: ``0.512``, ``10150``."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 20 s``, ``5 h 07 min`` or ``2 d 03 h``."""
     if seconds != seconds or seconds == float("inf"):

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from songbloom import distributed
 from songbloom.data.loader import batches_in_epoch, make_loader
-from songbloom.errors import UserError
-from songbloom.training.logger import Averages, Logger, Progress
+from songbloom.errors import UserError, counted
+from songbloom.training.logger import Averages, Logger, Progress, four_digits
 from songbloom.training.optim import clipped_scale, gradient_norm
 from songbloom.training.state import TrainingState
 from songbloom.training.stopping import Interruption
@@ -108,7 +108,7 @@ class Trainer:
         batch = None
         while not self.finished:
             if state.position.epoch >= self.hps["epochs"]:
-                self.finished = f"{self.hps['epochs']} epochs are done"
+                self.finished = f"{counted(self.hps['epochs'], 'epoch is', 'epochs are')} done"
                 break
             for batch in self._batches(self.train_set, state.position.epoch, state.position.batch, shuffle=True):
                 self._batch(batch)
@@ -251,7 +251,8 @@ class Trainer:
             self.progress.say(f"skipping step {self.state.step + 1}: {why}")
         if count >= HOPELESS:
             raise UserError(
-                f"{count} steps in a row had to be skipped ({why}); go back to an earlier checkpoint, or lower --lr"
+                f"{counted(count, 'step')} in a row had to be skipped ({why}); go back to an "
+                "earlier checkpoint, or lower --lr"
             )
         return False
 
@@ -301,7 +302,7 @@ class Trainer:
             a_step = self.task.amount(batch.audio) * self.accumulate * self.world.size
             speed = a_step * self.progress.steps_per_second
             values[f"{self.task.unit.replace('-', '_')}_per_second"] = speed
-            rate = f"{speed:.4g} {self.task.unit}/s"
+            rate = f"{four_digits(speed)} {self.task.unit}/s"
         self.logger.scalars(values, state.step)
         self.progress.set(state.step, state.position.epoch, values, rate)
 
@@ -355,13 +356,18 @@ class Trainer:
         return min(min(ends, default=math.inf) / max(speed, 1e-9), self.state.clock.left)
 
 
+def _called(hps: Mapping[str, Any], kind: str) -> str:
+    """What is trained, in a word: a prior that writes the codes below others is an upsampler."""
+    below = kind == "prior" and not hps.get("songbloom") and hps["level"] < hps["levels"] - 1
+    return f"upsampler of level {hps['level']}" if below else kind
+
+
 def describe(hps: Mapping[str, Any], state: TrainingState) -> str:
     """One line about what is going to be trained."""
     parameters = sum(p.numel() for p in state.parameters)
     batch = state.global_batch * int(hps["iters_before_update"])
     place = distributed.world()
-    ranks = f"{place.size} rank{'s' if place.size > 1 else ''}"
     return (
-        f"{state.task.kind}: {parameters:,} parameters, {state.task.precision.name} on {place.device} "
-        f"({ranks}), {batch} items a step, from step {state.step}"
+        f"{_called(hps, state.task.kind)}: {parameters:,} parameters, {state.task.precision.name} on {place.device} "
+        f"({counted(place.size, 'rank')}), {counted(batch, 'item')} a step, from step {state.step}"
     )

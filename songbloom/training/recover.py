@@ -14,7 +14,7 @@ from songbloom import distributed
 from songbloom.audio.files import AudioError, read_audio
 from songbloom.data.manifest import Song
 from songbloom.distributed import say
-from songbloom.errors import UserError, reason
+from songbloom.errors import UserError, counted, reason
 from songbloom.prior.songbloom.generate import generate
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.prior.songbloom.settings import GenerationSettings
@@ -61,7 +61,7 @@ def written_songs(
             if len(song.tokens):
                 audio = codec.decode([song.latents[None]])[0].float().cpu()
                 yield Sung(song.tokens.cpu(), audio, codec.sample_rate)
-        say(f"{min(first + at_once, len(told))} of {len(told)} songs are written")
+        say(f"{min(first + at_once, len(told))} of {counted(len(told), 'song')} are written")
 
 
 def songs_with_codes(folder: Path | str, codes: int) -> Iterator[Sung]:

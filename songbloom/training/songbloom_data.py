@@ -15,7 +15,7 @@ from songbloom.data.fields import field
 from songbloom.data.manifest import Song
 from songbloom.data.songbloom_dataset import EncodedSong, Encoder, SongBloomDataset, WordSettings, songs_of
 from songbloom.distributed import say, world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import Hyperparams
 from songbloom.lyrics.phoneme_vocabulary import PhonemeVocabulary
 from songbloom.published.fetch import cache_folder as downloads_folder
@@ -50,8 +50,11 @@ def tell_licences(songs: Sequence[Song]) -> list[str]:
     untold = counts.pop("", 0)
     found = sorted(counts, key=lambda terms: (-counts[terms], terms))
     if found:
-        shown = [f"{terms} ({counts[terms]} songs)" for terms in found]
-        say("licences of what is learned from: " + "; ".join(shown + [f"not told ({untold} songs)"] * bool(untold)))
+        shown = [f"{terms} ({counted(counts[terms], 'song')})" for terms in found]
+        say(
+            "licences of what is learned from: "
+            + "; ".join(shown + [f"not told ({counted(untold, 'song')})"] * bool(untold))
+        )
     return found
 
 
@@ -102,7 +105,8 @@ def encoded_sets(
     )
     encoded = [encoder.songs(each, say) for each in songs]
     if encoder.mismatches:
-        say(f"note: {len(encoder.mismatches)} sketches have other lengths than their latents; both are cut")
+        have = counted(len(encoder.mismatches), "sketch has another length", "sketches have other lengths")
+        say(f"note: {have} than the latents; both are cut")
     if hps.verify_lengths:
         for line in encoder.verify([song for each in encoded for song in each], hps.verify_lengths_max):
             say(line)
@@ -125,7 +129,7 @@ def songbloom_set(
     if not songs:
         return None
     if not any(song.frames >= 25 * (hps.min_duration or 0) for song in songs):
-        raise UserError(f"min_duration={hps.min_duration:g} s leaves none of {len(songs)} songs: lower it")
+        raise UserError(f"min_duration={hps.min_duration:g} s leaves none of {counted(len(songs), 'song')}: lower it")
     made = SongBloomDataset(
         [song for song in songs if song.frames >= 25 * (hps.min_duration or 0)],
         cache,
@@ -139,7 +143,8 @@ def songbloom_set(
     )
     if len(made.songs) < len(songs):
         least = f"min_duration={hps.min_duration:g} s" if hps.min_duration else "a patch"
-        say(f"note: {len(songs) - len(made.songs)} songs are shorter than {least} and are left out")
+        left_out = len(songs) - len(made.songs)
+        say(f"note: {counted(left_out, 'song is', 'songs are')} shorter than {least} and left out")
     if made.cut_lyrics():
         say(
             f"note: {made.cut_lyrics()} of {len(made)} segments have more words than lyric_tokens={hps.lyric_tokens} "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from songbloom import __version__
 from songbloom.architecture import compare_architecture, in_words
 from songbloom.distributed import say
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.prior.prior import Prior
 from songbloom.prior.songbloom.prior import SongBloomPrior
 from songbloom.published import fetch as downloads
@@ -86,7 +86,10 @@ def restore(
     stored = open_weights(local)
     content: dict[str, Any] = stored.content
     if stored.adapters and kind == "prior":
-        say(f"note: {local}: {stored.adapters} adapters in it are left out here; --lora={local} lays them over")
+        say(
+            f"note: {local}: {counted(stored.adapters, 'adapter in it is', 'adapters in it are')} "
+            f"left out here; --lora={local} lays them over"
+        )
     state = _state_of(stored, kind, local, weights, module)
     saved = content.get("hps")
     if hps is not None and isinstance(saved, Mapping):

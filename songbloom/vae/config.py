@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from songbloom.audio.spectral import LOG_FLOOR, STFT
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import fields_from
 
 
@@ -73,7 +73,8 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if len(self.vae_strides) != len(self.vae_multipliers) or not self.vae_strides:
             raise UserError(
-                f"vae_strides has {len(self.vae_strides)} values and vae_multipliers {len(self.vae_multipliers)}: "
+                f"vae_strides has {counted(len(self.vae_strides), 'value')} and vae_multipliers "
+                f"{len(self.vae_multipliers)}: "
                 "give one of each a block, and at least one block"
             )
         for name in ("vae_strides", "vae_multipliers", "vae_dilations", "vae_spectral_n_fft"):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from songbloom.distributed import world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.vae import losses, spans
 from songbloom.vae.config import VAEConfig, not_whole_frames
 from songbloom.vae.discriminator import Discriminator
@@ -461,7 +461,9 @@ def _normal(shape: Sequence[int], generator: torch.Generator | Sequence[torch.Ge
     if isinstance(generator, torch.Generator):
         return torch.randn(tuple(shape), generator=generator, device=generator.device)
     if len(generator) != shape[0]:
-        raise UserError(f"{len(generator)} generators for {shape[0]} items: give one an item, or one for all")
+        raise UserError(
+            f"{counted(len(generator), 'generator')} for {counted(shape[0], 'item')}: give one an item, or one for all"
+        )
     return torch.stack([torch.randn(tuple(shape[1:]), generator=each, device=each.device) for each in generator])
 
 

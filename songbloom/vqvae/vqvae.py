@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from songbloom.audio.spectral import STFT, stfts
 from songbloom.distributed import world
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.hyperparams import fields_from
 from songbloom.vqvae import losses, pieces
 from songbloom.vqvae.blocks import Decoder, DownsamplingBlock, Encoder, UpsamplingBlock, operations, reset_convolutions
@@ -71,7 +71,7 @@ class VQVAEConfig:
         for name in ("downs_t", "strides_t", "hvqvae_multipliers"):
             value = getattr(self, name)
             if value is not None and len(value) != self.levels:
-                raise UserError(f"{name} has {len(value)} values for {self.levels} levels: give one a level")
+                raise UserError(f"{name} has {counted(len(value), 'value')} for {self.levels} levels: give one a level")
         losses.check_loss_function(self.loss_fn)
         _ = self.transforms  # complains about unusable sizes
         if self.sample_length % self.hop_lengths[-1]:
@@ -255,7 +255,8 @@ class VQVAE(nn.Module):
         levels = self._span(start_level, end_level)
         if len(codes) != len(levels):
             raise UserError(
-                f"codes of {len(codes)} levels to decode levels {levels[0]} to {levels[-1]}: give {len(levels)}"
+                f"codes of {counted(len(codes), 'level')} to decode levels {levels[0]} to "
+                f"{levels[-1]}: give {len(levels)}"
             )
         decoder = self.decoders[start_level]
         with torch.no_grad():

@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[Broken, str, str]] = {
     "end before start": (lambda f: f.row(phrases=phrases((1, 0.5), (1.5, 2))), "error", "lasts from 1 to 0.5 s"),
     "a section too few": (
         lambda f: f.row(sections=[{"tag": "[verse]", "start": 0, "end": 3}]), "warning",
-        "sections has 1 entries, and the lyrics have 2 tags",
+        "sections has 1 entry, and the lyrics have 2 tags",
     ),
     "times of other words": (
         lambda f: f.row(phrases=None, lrc_path=timed_file(f)), "error", "lrc_path: the times are of other words",
@@ -242,7 +242,7 @@ def test_warnings_alone_are_no_failure(folder: Folder):
     path = folder.jsonl(folder.row(zzzz=1))
     done = programs.run(ROOT, "-m", "songbloom.data.check", str(path))
     assert done.returncode == 0
-    assert "1 songs, 0.1 minutes: 0 errors, 1 warning" in done.stdout
+    assert "1 song, 0.1 minutes: 0 errors, 1 warning" in done.stdout
     mistyped = programs.run(ROOT, "-m", "songbloom.data.check", str(path), "--max_token=3")
     assert mistyped.returncode == 2
     assert mistyped.stderr.startswith("error: unrecognized arguments: --max_token=3 (did you mean '--max_tokens'?)")

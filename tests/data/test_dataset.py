@@ -221,7 +221,7 @@ def test_an_empty_test_set_is_told(folder: Path, tmp_path: Path) -> None:
         ChunkDataset(_hps(folder, train_test_split=1.0), "test")
     (tmp_path / "only.wav").write_bytes((folder / "song5.wav").read_bytes())
     assert len(ChunkDataset(_hps(tmp_path)).songs) == 1
-    with pytest.raises(UserError, match="of 1 songs leaves none"):
+    with pytest.raises(UserError, match="of 1 song leaves none"):
         ChunkDataset(_hps(tmp_path), "test")
     with pytest.raises(UserError, match="did you mean 'test'"):
         ChunkDataset(_hps(tmp_path), "tset")

@@ -284,9 +284,9 @@ def test_the_command_writes_tables(tmp_path: Path) -> None:
         [sys.executable, "-m", "songbloom.data.labels", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "version 2: 1 artists, 2 genre words (y_bins=3,2, max_bow_genre_size=2)" in done.stdout
+    assert "version 2: 1 artist, 2 genre words (y_bins=3,2, max_bow_genre_size=2)" in done.stdout
     assert "warning: version 2 spells names in ASCII, which leaves nothing of 1 of them (宇多田ヒカル)" in done.stdout
-    assert "version 3: 2 artists, 1 genres (y_bins=2,3, max_bow_genre_size=1)" in done.stdout
+    assert "version 3: 2 artists, 1 genre (y_bins=2,3, max_bow_genre_size=1)" in done.stdout
     assert "2 songs, 0 without an artist, 1 without a genre" in done.stdout
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         *("v2_artist_ids.txt", "v2_genre_ids.txt", "v3_artist_ids.txt", "v3_genre_ids.txt")

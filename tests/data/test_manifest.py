@@ -90,9 +90,9 @@ def test_a_line_that_cannot_be_read_is_named(line: bytes, says: str, tmp_path: P
     [
         ({}, "neither is given"),
         ({"audio_files_dir": "a", "data_jsonl": "b"}, "both are given"),
-        ({"audio_files_dir": "nowhere"}, "does not exist"),
+        ({"audio_files_dir": "nowhere"}, "nowhere: no such folder"),
         ({"audio_files_dir": "file"}, "is a file, not a folder"),
-        ({"audio_files_dir": "folder"}, "no audio file (wav, flac, ogg, opus, mp3, m4a, aac) among 1 files"),
+        ({"audio_files_dir": "folder"}, "no audio file (wav, flac, ogg, opus, mp3, m4a, aac) among 1 file in it"),
         ({"data_jsonl": "nowhere.jsonl"}, "no such file or directory"),
         ({"data_jsonl": "folder"}, "is a directory"),
         ({"data_jsonl": "blank.jsonl"}, "holds no line"),

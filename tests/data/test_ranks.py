@@ -86,5 +86,5 @@ def test_a_mistake_is_told_once_and_ends_all_ranks(tmp_path: Path) -> None:
     done = _launch(2, program, tmp_path / "data", tmp_path)
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    assert output.count("none of 1 songs can be used: 1 is empty (empty.wav)") == 1
+    assert output.count("none of 1 song can be used: 1 is empty (empty.wav)") == 1
     assert "Traceback" not in output

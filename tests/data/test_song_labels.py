@@ -133,7 +133,13 @@ def test_remarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "/emoji.wav: line 2, column 4: '★'" in text
     assert "/late.wav: its last word ends at 12.00 s, and the song at 10.00 s" in text
     assert "/other.wav: its times are not used, and its words are spread evenly: the times are of other words" in text
-    assert said[-1] == "lyrics: 4 of 5 songs have some, 1 with times; 125 tokens of v3"
+    more: list[str] = []
+    for others, rest in ((1, "; 1 other is for testing"), (3, "; 3 others are for testing")):
+        prepared(labeller(), [IndexedSong(songs[0], 80000, RATE, 1, 80000)], others=others, say=more.append)
+        assert more[-1] == f"lyrics: 1 of 1 song to train on has some, 0 with times; 7 tokens of v3{rest}"
+    prepared(labeller(), [], test=True, others=5, say=more.append)
+    assert more[-1] == "lyrics: 0 of 0 songs to test on have some, 0 with times; 0 tokens of v3"
+    assert said[-1] == "lyrics: 4 of 5 songs to train on have some, 1 with times; 125 tokens of v3"
     cache = tmp_path / "words.npz"
     for make in (labeller, lambda: labeller_that_cannot_read(monkeypatch)):
         maker = make()

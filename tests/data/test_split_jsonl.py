@@ -121,7 +121,7 @@ def test_lists_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert rows[0]["prompt_wav"] == "one/p.wav"
     assert rows[1]["extra"] == "kept"
     out = capsys.readouterr().out
-    assert "b.jsonl: 2 lines; 1 recordings were there already; 2 idx were taken and got a number; licence: not" in out
+    assert "b.jsonl: 2 lines; 1 recording was there already; 2 idx were taken and got a number; licence: not" in out
     with pytest.raises(UserError, match="is one of the input files"):
         combine.combine([one], one)
     with pytest.raises(UserError, match=r"--input_jsonls=.*none.jsonl: no such file"):

@@ -41,7 +41,7 @@ def test_lines_with_reading_phonemes_and_ids(tmp_path: Path, capsys: pytest.Capt
         "    tokens    k i m i t o a r u k u",
         "    ids       48 42 75 42 58 45 41 78 43 48 43",
         "",
-        "ja_phonemes: 23 tokens of 81 kinds, 1 problems",
+        "ja_phonemes: 23 tokens of 81 kinds, 1 problem",
         "  line 4, column 3: '😀' is not sung and is left out",
     ]
 

@@ -222,7 +222,7 @@ def test_codes_of_another_codec_are_refused(models, codes, tmp_path: Path) -> No
     asked = options(f"--mode=continue --codes_file={tmp_path / 'data.pth.tar'}")
     for changed, words in [
         ([codes[0] + 1, codes[1]], "level 0 holds codes from 1 to 32, but the model's are 0 to 31"),
-        (codes[:1], "holds codes of 1 levels, and the model has 2"),
+        (codes[:1], "holds codes of 1 level, and the model has 2"),
         ([each[:0] for each in codes], "equally many items, at least one"),
         ([each[:, :0] for each in codes], "holds no codes at any level"),
     ]:

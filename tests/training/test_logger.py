@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from songbloom.training.logger import Progress
+from songbloom.training.logger import Progress, four_digits
 
 SHOWN = ("loss", "bits_per_code")
 VALUES = {"loss": 1.25, "bits_per_code": 5.125}
@@ -48,3 +48,8 @@ def test_elsewhere_lines_are_whole(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     progress.step(7)
     line = "step 7 | epoch 2 | loss 1.25 | bits_per_code 5.125 | lr 0.0003 | 0 steps/s | ETA 1 h 00 min\n"
     assert capsys.readouterr().out == line
+
+
+def test_rates_have_four_digits_and_no_exponent() -> None:
+    told = {10152.7: "10153", 1234567.0: "1234567", 999.96: "1000", 12.3456: "12.35", 0.512: "0.512", 0.0: "0"}
+    assert {value: four_digits(value) for value in told} == told

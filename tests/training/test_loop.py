@@ -240,7 +240,7 @@ def test_ends_with_its_epochs_and_budget(tmp_path: Path, songs: Path, codec: str
     trainer = built("tiny_vqvae,tiny_prior", "p", tmp_path, songs, epochs=1, **values)
     trainer.run()
     chunks = len(trainer.train_set)
-    assert trainer.state.step == chunks // 2 and "1 epochs are done" in trainer.finished
+    assert trainer.state.step == chunks // 2 and "1 epoch is done" in trainer.finished
     short = built("tiny_vqvae,tiny_prior", "q", tmp_path, songs, budget_minutes=1e-9, **values)
     short.state.clock.resume(-1e9)  # not yet used up when it begins
     short._batches = stopping_clock(short)  # type: ignore[method-assign]
@@ -346,6 +346,22 @@ def test_ranks_leave_labels_where_they_are(monkeypatch: pytest.MonkeyPatch) -> N
     task = torch.nn.Linear(2, 2)
     assert Trainer._wrapped(SimpleNamespace(world=world, hps=hps, task=task)) is task  # type: ignore[arg-type]
     assert said["device_ids"] is None and said["gradient_as_bucket_view"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "called"),
+    [
+        ("prior", {"level": 0, "levels": 2}, "upsampler of level 0"),
+        ("prior", {"level": 1, "levels": 2}, "prior"),
+        ("prior", {"level": 0, "levels": 2, "songbloom": True}, "prior"),
+        ("vqvae", {"level": 0, "levels": 2}, "vqvae"),
+    ],
+)
+def test_what_is_trained_is_called_by_its_name(kind: str, settings: dict[str, Any], called: str) -> None:
+    task = SimpleNamespace(kind=kind, precision=SimpleNamespace(name="fp32"))
+    state: Any = SimpleNamespace(parameters=[torch.zeros(3)], task=task, global_batch=1, step=0)
+    told = loop.describe({"iters_before_update": 1, **settings}, state)
+    assert told == f"{called}: 3 parameters, fp32 on cpu (1 rank), 1 item a step, from step 0"
 
 
 def test_compiled_training_is_the_same_training(

@@ -168,7 +168,7 @@ def test_draws_are_the_generators_and_items_are_their_own() -> None:
     torch.testing.assert_close(both, alone, **CLOSE)
     pieces = MODEL.encode(audio, generator=_generators(5, 6), chunked=True, chunk=3)
     torch.testing.assert_close(pieces, both, **CLOSE)
-    with pytest.raises(UserError, match="1 generators for 2 items"):
+    with pytest.raises(UserError, match="1 generator for 2 items"):
         MODEL.encode(audio, generator=_generators(5))
     with pytest.raises(UserError, match="noise of shape"):
         MODEL.encode(audio, noise=noise[:, 1:])
@@ -345,7 +345,7 @@ def test_mistakes() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"vae_strides": (2,)}, "vae_strides has 1 values and vae_multipliers 2"),
+        ({"vae_strides": (2,)}, "vae_strides has 1 value and vae_multipliers 2"),
         ({"vae_strides": (2, 1)}, "at least 2 moments"),
         ({"vae_multipliers": (2, 0)}, "vae_multipliers"),
         ({"vae_latent_dim": 0}, "vae_latent_dim is 0"),

@@ -109,7 +109,7 @@ def test_pieces_of_the_batch_change_nothing() -> None:
         (lambda m: m.encode(_audio(1, 12)[:, :, 0]), r"\[1, 12\].*\[batch, time, 1\]"),
         (lambda m: m.encode(_audio(1, 12).repeat(1, 1, 2)), r"\[1, 12, 2\].*mono"),
         (lambda m: m.encode(_audio(1, 12), start_level=2), "levels from 2 up to 2"),
-        (lambda m: m.decode([torch.zeros(1, 3, dtype=torch.int64)]), "codes of 1 levels to decode.*give 2"),
+        (lambda m: m.decode([torch.zeros(1, 3, dtype=torch.int64)]), "codes of 1 level to decode.*give 2"),
         (lambda m: m(_audio(1, 2410)), "2410 samples"),
         (lambda m: m(_audio(1, 2400), loss_fn="l3"), "loss_fn is 'l3'"),
     ],
@@ -126,7 +126,7 @@ def test_mistakes_are_told_with_their_numbers(call: object, words: str | None) -
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"downs_t": (1,)}, "downs_t has 1 values for 2 levels"),
+        ({"downs_t": (1,)}, "downs_t has 1 value for 2 levels"),
         ({"hvqvae_multipliers": (1, 1, 1)}, "hvqvae_multipliers has 3 values"),
         ({"levels": 0}, "levels is 0"),
         ({"downs_t": (0, 1)}, "down_t is 0"),

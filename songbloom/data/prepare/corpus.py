@@ -19,7 +19,7 @@ from songbloom.data.fields import path_for
 from songbloom.data.prepare import layout
 from songbloom.data.prepare.layout import Phrase
 from songbloom.data.sound_facts import SILENCE
-from songbloom.errors import UserError, reason
+from songbloom.errors import UserError, counted, reason
 from songbloom.files import hold, write_text
 from songbloom.lyrics.timed_text import TimedText
 
@@ -162,7 +162,7 @@ def existing_folder(path: str | Path, option: str) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{option}={folder}: {what}")
     return folder
 
@@ -208,7 +208,7 @@ def write_songs(name: str, materials: Iterable[Material | LeftOut], choices: Cho
     path = choices.output_dir / f"{name}.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     there = f", {kept} of them there already" if kept else ""
-    print(f"{path}: {len(rows)} songs{there}; {left_out} left out", flush=True)
+    print(f"{path}: {counted(len(rows), 'song')}{there}; {left_out} left out", flush=True)
     settings = CheckSettings(need_lyrics=choices.skip_empty_lyrics, prompt_seconds=choices.prompt_sec or 10.0)
     report = check_songs(path, settings=settings)
     for line in report.lines():

@@ -19,7 +19,7 @@ import torch
 from songbloom.audio.files import write_wav
 from songbloom.data.command import Parser, run_as_command
 from songbloom.data.fields import path_for
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import hold, write_text
 from songbloom.sketch.files import SUFFIXES, write_sketch
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
         )
     write_text(jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{jsonl}: {len(rows)} songs")
+    print(f"{jsonl}: {counted(len(rows), 'song')}")
     return 0
 
 

@@ -25,7 +25,7 @@ from songbloom.data.command import Parser, run_as_command
 from songbloom.data.fields import path_for
 from songbloom.data.manifest import Song, songs_from
 from songbloom.data.metadata import timed_text
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.files import hold, write_text
 from songbloom.lyrics.structure import find_tags
 
@@ -58,7 +58,9 @@ def lines_of(song: Song) -> list[Line]:
     if len(written) == len(found):
         return [Line(f"{tag}\n{words}", *times) for (tag, words), (_, *times) in zip(written, found, strict=True)]
     if timed.kind == "phonemes":
-        raise UserError(f"{song.path}: its lyrics have {len(written)} lines, and the file of times {len(found)}")
+        raise UserError(
+            f"{song.path}: its lyrics have {counted(len(written), 'line')}, and the file of times {len(found)}"
+        )
     return [Line(f"[verse]\n{words}", start, end) for words, start, end in found]
 
 
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, key) < 0:
             raise UserError(f"--{key} is {getattr(options, key):g}; it must be 0 or more")
     if options.prompt_wav and not Path(options.prompt_wav).expanduser().is_file():
-        raise UserError(f"--prompt_wav={options.prompt_wav}: does not exist")
+        raise UserError(f"--prompt_wav={options.prompt_wav}: no such file")
     folder = Path(options.output_dir).expanduser()
     hold(folder, busy="cutting songs", instead="--output_dir")
     rows: list[dict[str, Any]] = []
@@ -144,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
     write_text(folder / "lines.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     told = f"; {again:.0f} lines whose words were there already are left out" if again else ""
-    print(f"{folder / 'lines.jsonl'}: {len(rows)} lines, {seconds:.0f} s{told}")
+    print(f"{folder / 'lines.jsonl'}: {counted(len(rows), 'line')}, {seconds:.0f} s{told}")
     return 0
 
 

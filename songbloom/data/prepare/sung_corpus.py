@@ -40,7 +40,7 @@ from songbloom.data.prepare.sung.render import GENERATOR_VERSION, Recipe, folder
 from songbloom.data.prepare.sung.styles import STYLES
 from songbloom.data.prepare.sung.unusable import UnusableRendering
 from songbloom.data.prepare.sung.voices import SAMPLE_RATE, VOICES, Voice, choose_voices
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean
 from songbloom.files import write_text
 
 _SHORTEST, _LONGEST = 5.0, 300.0
@@ -358,7 +358,10 @@ def main(arguments: list[str] | None = None) -> int:
     if new:
         made = sum(about["seconds"] for about in new)
         print(f"{made:.0f} s of song in {took:.1f} s, {made / took:.1f} times real time", flush=True)
-    print(f"{len(songs)} songs; {redrawn.total()} drawings replaced{reasons}, {len(failed)} songs given up")
+    print(
+        f"{counted(len(songs), 'song')}; {counted(redrawn.total(), 'drawing')} replaced{reasons}, "
+        f"{counted(len(failed), 'song')} given up"
+    )
     print(f"list: {output_dir / 'songs.jsonl'}")
     return 1 if failed else 0
 

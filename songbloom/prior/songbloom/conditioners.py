@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, counted
 from songbloom.prior.songbloom.config import SongBloomConfig
 from songbloom.prior.songbloom.layers import Embedding, Linear
 
@@ -123,7 +123,9 @@ class LyricConditioner(nn.Module):
         ids = list(ids)
         starts = [place for place, token in enumerate(ids) if token in self.config.structure_tokens]
         if len(starts) != len(spans):
-            raise UserError(f"{len(spans)} times for {len(starts)} sections: give one time a structure tag")
+            raise UserError(
+                f"{counted(len(spans), 'time')} for {counted(len(starts), 'section')}: give one time a structure tag"
+            )
         vectors = self.embed(ids)
         parts = [vectors[: starts[0]]] if starts else [vectors]
         for number, (start, (begin, end)) in enumerate(zip(starts, spans, strict=True)):

@@ -113,7 +113,7 @@ def test_the_command_and_folders_without_songs(tmp_path: Path):
     assert (row["audio_path"], row["prompt_wav"]) == ("a.wav", "prompts/a_prompt.wav")
     done = run(module, "--input-dir", "in", "--output-dir", "in", "--prompt_sec=2", cwd=tmp_path)
     assert [row["idx"] for row in lines_of(tmp_path / "in" / "songs.jsonl")] == ["a"]  # its own prompts are no songs
-    assert "1 songs, 1 of them there already" in done.stdout
+    assert "1 song, 1 of them there already" in done.stdout
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no audio file"):
         folder.main(["--input_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "o")])

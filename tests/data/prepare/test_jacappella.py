@@ -183,7 +183,7 @@ def test_the_hub_is_asked_only_when_it_may_be(corpus: Path, tmp_path: Path, monk
 
 def test_mistakes_are_one_line(tmp_path: Path):
     for arguments, says in (
-        (["--output_dir", "o", "--no_download", "--download_dir", "nowhere"], "--download_dir=nowhere: does not exist"),
+        (["--output_dir", "o", "--no_download", "--download_dir", "nowhere"], "--download_dir=nowhere: no such folder"),
         (["--no_download"], "the following arguments are required: --output_dir"),
         (["--out_dir=x"], "no option is named --out_dir (did you mean '--output_dir'?)"),
         (["--output_dir=o", "--audio_type=lead"], "argument --audio_type/--audio-type: invalid choice: 'lead'"),

@@ -66,7 +66,7 @@ def test_folders_elsewhere_and_mistakes(corpus: Path, tmp_path: Path):
     options = ["--input_dir", str(corpus), "--output_dir", str(tmp_path / "out"), "--prompt_sec=0"]
     with pytest.raises(UserError, match="no recordings; the layout is wav"):
         kiritan.main(options)
-    with pytest.raises(UserError, match="--label_dir=nowhere: does not exist"):
+    with pytest.raises(UserError, match="--label_dir=nowhere: no such folder"):
         kiritan.main([*options, "--label_dir=nowhere"])
     more = [f"--wav_dir={tmp_path / 'downloaded'}", "--name=itako", "--artist=Itako", "--no-skip-empty-lyrics"]
     kiritan.main([*options, *more])

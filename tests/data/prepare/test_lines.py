@@ -91,7 +91,7 @@ def test_the_same_words_once_and_a_prompt(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing says when its lines are sung"):
         cut(tmp_path, phrases=None)
-    with pytest.raises(UserError, match=r"--prompt_wav=no\.wav: does not exist"):
+    with pytest.raises(UserError, match=r"--prompt_wav=no\.wav: no such file"):
         cut(tmp_path, "--prompt_wav=no.wav")
     with pytest.raises(UserError, match="--before is -1"):
         cut(tmp_path, "--before=-1")

@@ -248,7 +248,7 @@ def test_a_library_without_the_engine_is_one_line():
     path = pyopenjtalk.DEFAULT_HTS_VOICE
     with pytest.raises(UserError, match="does not export HTS_Engine_initialize"):
         HTSEngine(library, path.decode() if isinstance(path, bytes) else path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no such voice file"):
         HTSEngine(library, "/nowhere/voice.htsvoice")
 
 

@@ -58,7 +58,7 @@ def test_stretching_goes_through_the_priors_own_door():
 def test_impossible_lyrics_are_refused():
     with pytest.raises(UserError, match="vocabulary"):
         LYRICS([[3, 16]])
-    with pytest.raises(UserError, match="1 times for 2 sections"):
+    with pytest.raises(UserError, match="1 time for 2 sections"):
         LYRICS.stretched([1, 2], [(0, 1)], 1.0)
     with pytest.raises(UserError, match="less than a position"):
         LYRICS.stretched([1, 8, 2], [(0, 1), (1, 3)], 1.0)

@@ -97,7 +97,7 @@ class HTSEngine:
     def __init__(self, library: str | Path, voice: str | Path):
         """Open the engine exported by the compiled module ``library`` and load the ``.htsvoice`` file ``voice``."""
         if not Path(voice).is_file():
-            raise UserError(f"voice file {voice} does not exist; reinstall the package that brings it")
+            raise UserError(f"{voice}: no such voice file; reinstall the package that brings it")
         self._library = self._open(library)
         self._memory = ctypes.create_string_buffer(_ENGINE_BYTES)
         self._labels: ctypes.Array[ctypes.c_char_p] | None = None
