@@ -27,7 +27,7 @@ from songbloom import distributed
 from songbloom.audio.files import AudioError, read_audio, write_wav
 from songbloom.data.manifest import Song, songs_from
 from songbloom.distributed import say, world
-from songbloom.errors import UserError, reason
+from songbloom.errors import UserError, counted, reason
 from songbloom.evaluation import distances
 from songbloom.evaluation.embeddings import REGISTRY, Embedding, make_embedding
 from songbloom.evaluation.listening import Item, Listened, compare, listen, pitch_distance, summary
@@ -349,7 +349,7 @@ def text_of(told: dict[str, Any]) -> str:
     """The numbers for people."""
     rows = [*told["items"], {"name": "all", **told["all"]}]
     coded = any(row.get("codec") for row in rows)
-    lines = [f"recogniser {told['recogniser']}"]
+    lines = [f"recogniser {told['recogniser']}; what the columns mean: docs/evaluation.md"]
     head = "  voice   PER  shuffled  part  shuffled   pitch (low – high)"
     lines.append(head + ("   STFT  log-mel dB  SI-SDR dB  PER after" if coded else "") + "   song")
     for row in rows:
@@ -372,7 +372,7 @@ def verdicts(told: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     silent = told["items_without_voice"]
     if silent:
-        lines.append(f"no vocals: in {silent} of {told['items']} songs no voice is heard")
+        lines.append(f"no vocals: in {silent} of {counted(told['items'], 'song')} no voice is heard")
     if told["per"] is not None:
         better = told["per"] < told["per_shuffled"] - 0.05 or (
             told["per_part"] is not None and told["per_part"] < told["per_part_shuffled"] - 0.05
@@ -420,7 +420,7 @@ def reference_lines(told: dict[str, Any]) -> list[str]:
     """Distances to the reference, in words."""
     if "reference" not in told:
         return []
-    lines = [f"against the reference ({told['reference']['all']['items']} songs)"]
+    lines = [f"against the reference ({counted(told['reference']['all']['items'], 'song')})"]
     for name, found in told["reference"]["embeddings"].items():
         far = found["frechet"]
         vectors = f"{found['vectors']} and {found['reference_vectors']} vectors"

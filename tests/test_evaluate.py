@@ -70,6 +70,7 @@ def test_a_file_that_cannot_be_read_is_left_out_and_told(place: Path, tmp_path: 
     told = evaluate.evaluate(evaluate.command_line([f"--audio_files_dir={tmp_path}", "--no_pitch"]))
     assert [Path(item["path"]).name for item in told["items"]] == ["歌 00000.wav"] and told["all"]["items"] == 1
     assert f"\nleft out: {tmp_path / 'broken.wav'}: " in evaluate.text_of(told)
+    assert "what the columns mean: docs/evaluation.md\n" in evaluate.text_of(told)
     (tmp_path / "歌 00000.wav").unlink()
     with pytest.raises(UserError, match=r"broken\.wav: "):
         evaluate.evaluate(evaluate.command_line([f"--audio_files_dir={tmp_path}", "--no_pitch"]))
