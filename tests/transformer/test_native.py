@@ -279,3 +279,11 @@ def test_sources_are_read_alike_in_every_locale(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "read_text", noticed)
     loader.library_name(loader.FLAGS, "song")
     assert len(said) > 4 and set(said) == {"utf-8"}  # what the system would take otherwise may know no Σ
+
+
+@pytest.mark.slow
+def test_one_process_builds_the_same_in_two_folders(tmp_path: Path) -> None:
+    flags = ("-O0", "-w")
+    first, second = (loader.build(flags, tmp_path / name) for name in "ab")
+    assert first.name == second.name and first.is_file() and second.is_file()
+    assert [path.name for path in (tmp_path / "b").iterdir() if path.is_dir()] == []

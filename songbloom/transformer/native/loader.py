@@ -208,14 +208,15 @@ def _compile(name: str, source: str, flags: tuple[str, ...], path: Path) -> None
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{name}{_BUILDING}") as work:
         try:
-            # The name is the work folder's too: torch keeps its own table of what it has built, by name. OpenMP is
-            # only compiled for, not linked: torch has loaded its own, and two of them would fight for the cores.
+            # A name of its own: torch numbers what one process builds under the same name. OpenMP is only compiled
+            # for, not linked: torch has loaded its own, and two of them would fight for the cores.
+            once = Path(work).name.replace(".", "_")
             sources = [str(FOLDER / f"{source}.cpp")]
-            cpp_extension.load(name, sources, extra_cflags=list(flags), build_directory=work, is_python_module=False)
+            cpp_extension.load(once, sources, extra_cflags=list(flags), build_directory=work, is_python_module=False)
         except (RuntimeError, OSError, ImportError, ValueError) as error:  # the last: a path that cannot be encoded
             lines = str(error).splitlines() or ["the compiler failed"]
             raise BuildError(next((line.strip() for line in lines if "error:" in line), lines[0])) from error
-        (Path(work) / f"{name}.so").replace(path)
+        (Path(work) / f"{once}.so").replace(path)
 
 
 def load(flags: tuple[str, ...] | None = None, folder: Path | None = None, source: str = "step") -> ctypes.CDLL:
