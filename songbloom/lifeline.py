@@ -15,11 +15,13 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 Address = tuple[str, int]
 _ANSWER_SECONDS = 3.0  # how long a rank waits for an address to answer
+_FIRST_SECONDS = 1.0  # how long rank 1 has to tell the end of rank 0 before the others go
 
 
 def own_addresses() -> list[tuple[str, str]]:
@@ -165,6 +167,8 @@ class Lifeline:
             print(
                 "error: rank 0 ended without a word: it was killed, or ran out of memory", file=sys.stderr, flush=True
             )
+        elif message is None:
+            time.sleep(_FIRST_SECONDS)  # a launcher that sees another rank's end first would kill rank 1 before that
         self._answered.set()
         if not self._told.is_set():
             self.on_end(self._status)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,6 +338,23 @@ def test_rank_0_knows_who_has_left() -> None:
     assert not hub.everybody_left(0.0)
     other._sockets[0].shutdown(socket.SHUT_RDWR)  # what the end of a process does
     assert hub.everybody_left(10.0)
+
+
+def test_the_end_of_rank_0_is_told_before_any_other_rank_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A launcher kills all that are left when one has gone, so the rank that tells it goes first."""
+    hub, ended, both = Lifeline(0, 3), [], threading.Barrier(3)
+    offers, secret = hub.listen()
+    hub.on_end = lambda status: None
+    others = {rank: Lifeline(rank, 3) for rank in (1, 2)}
+    for rank, other in others.items():
+        other.on_end = lambda status, rank=rank: (ended.append((rank, capsys.readouterr().err)), both.wait(30))
+        other.connect(offers[0], secret)
+    hub._status = 1  # rank 0 is gone, and tells nothing any more
+    for rank in (2, 1):
+        hub._sockets[rank].shutdown(socket.SHUT_RDWR)
+    both.wait(30)
+    line = "error: rank 0 ended without a word: it was killed, or ran out of memory\n"
+    assert ended == [(1, line), (2, "")]
 
 
 def test_an_unknown_device_is_named() -> None:
