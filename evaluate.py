@@ -316,7 +316,7 @@ def lost(
     try:
         told = distances.compare(sound, made, rate).plain()
     except ValueError as error:
-        raise UserError(f"{item.path}: cannot be sent through the codec ({reason(error)})") from error
+        raise UserError(f"{item.path}: cannot be sent through the codec ({error})") from error
     if len(sound) == round(options.codec_seconds * rate):
         return told
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ import soxr
 from songbloom.audio.decoding import GRID, Source, SourceError
 from songbloom.audio.mix import match_channels
 from songbloom.audio.sources import open_source
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import unwritable, whole_file
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")
@@ -60,8 +60,8 @@ def _opened(path: str | Path) -> Iterator[Source]:
         finally:
             source.close()
     except (SourceError, OSError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise AudioError(f"{path}: {reason[:1].lower()}{reason[1:]}") from error
+        why = reason(error)
+        raise AudioError(f"{path}: {why[:1].lower()}{why[1:]}") from error
 
 
 def find_audio(folder: str | Path) -> list[Path]:

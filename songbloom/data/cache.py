@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from songbloom.distributed import all_reduce_, world
-from songbloom.errors import UserError, counted
+from songbloom.errors import UserError, counted, reason
 from songbloom.files import written_beside
 
 FORMAT = 1  # of entries; another number finds none of the old ones
@@ -100,7 +100,7 @@ class ContentDigests:
                         digest.update(block)
                 self._known[path] = (stamp, digest.hexdigest())
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+            raise UserError(f"{path}: cannot be read ({reason(error).lower()})") from error
         return self._known[path][1]
 
 

@@ -26,7 +26,7 @@ from songbloom.audio.decoding import Source, SourceError
 from songbloom.audio.files import ABSURD, length_at
 from songbloom.audio.sources import open_source
 from songbloom.data.manifest import Song
-from songbloom.errors import UserError, counted
+from songbloom.errors import UserError, counted, reason
 from songbloom.files import write_text
 
 FORMAT = 1  # of the cache file; another number makes it be built anew
@@ -250,7 +250,7 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, F
         try:
             found = path.stat()
         except (OSError, ValueError) as error:
-            result[path] = (getattr(error, "strerror", None) or str(error)).lower()
+            result[path] = reason(error).lower()
             continue
         known = cache.get(path, found.st_size, found.st_mtime_ns)
         if known is None:
@@ -276,7 +276,7 @@ def _examined(songs: Sequence[Song], cache: Cache, threads: int) -> dict[Path, F
                         result[path] = facts = future.result()
                         cache.put(path, todo[path].st_size, todo[path].st_mtime_ns, facts)
                     except OSError as error:
-                        result[path] = (error.strerror or str(error)).lower()
+                        result[path] = reason(error).lower()
                     del running[future]
                     done += 1
                 if time.monotonic() - word > _WORD_EVERY:
@@ -340,9 +340,9 @@ def nothing_usable(index: Index, where: str, least: str = "") -> UserError:
     for one in index.dropped:
         by_reason.setdefault(one.shared or one.reason, []).append(one.song.path.name)
     parts = []
-    for reason, names in by_reason.items():
+    for why, names in by_reason.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"{len(names)} {reason} ({', '.join(names[:_SHOWN])}{more})")
+        parts.append(f"{len(names)} {why} ({', '.join(names[:_SHOWN])}{more})")
     hint = f"; {least}" if least and any(one.kind == "too short" for one in index.dropped) else ""
     return UserError(f"{where}: none of {counted(len(index.dropped), 'song')} can be used: {'; '.join(parts)}{hint}")
 

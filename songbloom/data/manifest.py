@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from songbloom.audio.files import AUDIO_SUFFIXES, find_audio
-from songbloom.errors import UserError, counted, did_you_mean
+from songbloom.errors import UserError, counted, did_you_mean, reason
 
 _TEXT_FIELDS = ("artist", "genre", "lyrics")
 _KNOWN_FIELDS = ("audio_path", *_TEXT_FIELDS, "idx")
@@ -80,7 +80,7 @@ def _with_sidecar(path: Path) -> Song:
     try:
         content = sidecar.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise UserError(f"{sidecar}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+        raise UserError(f"{sidecar}: cannot be read ({reason(error).lower()})") from error
     record = record_of(
         content, str(sidecar), f"a file that tells about {path.name} must be one object", '{"artist": "Mei"}'
     )
@@ -96,7 +96,7 @@ def _songs_of_jsonl(path: Path) -> Iterator[Song]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"--data_jsonl={path}: {(error.strerror or str(error)).lower()}") from error
+        raise UserError(f"--data_jsonl={path}: {reason(error).lower()}") from error
     count = 0
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         line = raw.strip()
@@ -133,8 +133,8 @@ def record_of(content: bytes, where: str, rule: str, example: str) -> dict[str, 
             f"{where}: is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
         ) from error
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise UserError(f"{where}: is not JSON ({reason}); {rule}") from error
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        raise UserError(f"{where}: is not JSON ({why}); {rule}") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: is {kind_of(record)}, not an object like {example}")
     return record

@@ -17,7 +17,7 @@ import numpy as np
 from songbloom.audio.decoding import SourceError
 from songbloom.audio.files import ABSURD
 from songbloom.audio.sources import open_source
-from songbloom.errors import UserError, counted
+from songbloom.errors import UserError, counted, reason
 from songbloom.files import write_text
 
 FORMAT = 1  # of the remembered facts
@@ -59,7 +59,7 @@ def measure(path: Path) -> SoundFacts:
     except SourceError as error:
         return SoundFacts(error=str(error))
     except OSError as error:
-        return SoundFacts(error=(error.strerror or str(error)).lower())
+        return SoundFacts(error=reason(error).lower())
     try:
         return _measure(source) if source.frames else SoundFacts(error="holds no samples")
     except (SourceError, OSError) as error:
@@ -143,7 +143,7 @@ class Memory:
             try:
                 stat = path.stat()
             except OSError as error:
-                found[path] = SoundFacts(error=(error.strerror or str(error)).lower())
+                found[path] = SoundFacts(error=reason(error).lower())
                 continue
             stamp = [stat.st_size, stat.st_mtime_ns]
             known = self._remembered(str(path), stamp)

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from songbloom.errors import UserError
+from songbloom.errors import UserError, reason
 from songbloom.files import sync_folder
 from songbloom.sampling.windows import Window
 
@@ -399,10 +399,9 @@ def _refused(path: Path, error: OSError | ValueError) -> UserError:
     if isinstance(error, BlockingIOError):
         return UserError(f"{path}: another process is sampling there; wait for it, or choose another --name")
     if isinstance(error, OSError):
-        reason = error.strerror or error
         return UserError(
-            f"{path}: cannot be written ({reason}); free space or change the folder: the same command then goes on "
-            "after the last window"
+            f"{path}: cannot be written ({reason(error)}); free space or change the folder: the same command then goes "
+            "on after the last window"
         )
     return UserError(f"{path}: {error}; choose another --name, or give --overwrite to begin anew")
 

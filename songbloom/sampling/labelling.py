@@ -17,7 +17,7 @@ from songbloom.data.manifest import song_fields
 from songbloom.data.metadata import PHRASES
 from songbloom.data.song_labels import unfitting
 from songbloom.distributed import say
-from songbloom.errors import UserError, did_you_mean
+from songbloom.errors import UserError, did_you_mean, reason
 from songbloom.hyperparams import COMMAND_LINE, Hyperparams
 from songbloom.lyrics.timed_text import SCORES
 from songbloom.prior.prior import Prior
@@ -105,8 +105,8 @@ def rows_of(path: str) -> list[tuple[str, dict[str, Any]]]:
                 f"{where}: is not JSON ({error.msg} at column {error.colno}); each line must be one object"
             ) from error
         except (ValueError, RecursionError) as error:
-            reason = "too deep" if isinstance(error, RecursionError) else "a number of too many digits"
-            raise UserError(f"{where}: is not JSON ({reason}); each line must be one object") from error
+            why = "too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+            raise UserError(f"{where}: is not JSON ({why}); each line must be one object") from error
         if not isinstance(row, dict):
             raise UserError(f'{where}: is no object; write one like {{"artist": "Mei", "lyrics": "さくら"}}')
         if row and not set(row) & set(_FIELDS):
@@ -181,7 +181,7 @@ def _text(path: str, where: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{where}: {path} cannot be read ({(error.strerror or str(error)).lower()})") from error
+        raise UserError(f"{where}: {path} cannot be read ({reason(error).lower()})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: {path} is not UTF-8 text; save the file as UTF-8") from error
 

@@ -145,9 +145,8 @@ def wave_path(audio: NDArray[np.floating], bins: int = WAVE_BINS) -> str:
     middle = WAVE_HEIGHT / 2
     offset = float(np.median(low + high)) / 2
     low, high = low - offset, high - offset
-    scale = (middle - 1) / max(
-        float(high.max()), float(-low.min()), 0.02
-    )  # a silent item shows a flat line, not its noise
+    loudest = max(float(high.max()), float(-low.min()), 0.02)  # a silent item shows a flat line, not its noise
+    scale = (middle - 1) / loudest
     top = np.minimum(middle - high * scale, middle - 1)
     bottom = np.maximum(middle - low * scale, middle + 1)
     x = np.linspace(0, WAVE_BINS, bins)

@@ -200,7 +200,7 @@ class Run:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             except OSError as error:
                 raise UserError(
-                    f"{error.filename or self.folder}: cannot be removed ({error.strerror or error}); change --name"
+                    f"{error.filename or self.folder}: cannot be removed ({reason(error)}); change --name"
                 ) from error
             ours = []
         for path in self.folder.glob(".level_*.partial"):
@@ -303,7 +303,7 @@ class Run:
 
     def _unwritable(self, level: int, error: OSError) -> UserError:
         return UserError(
-            f"{error.filename or self.level_folder(level)}: cannot be written ({error.strerror or error}); "
+            f"{error.filename or self.level_folder(level)}: cannot be written ({reason(error)}); "
             "free space or change --name"
         )
 
@@ -355,7 +355,7 @@ class Run:
                 except OSError:  # a disk without links
                     shutil.copyfile(source, place)
             except OSError as error:
-                raise UserError(f"{place}: cannot be written ({error.strerror or error}); free space") from error
+                raise UserError(f"{place}: cannot be written ({reason(error)}); free space") from error
 
     def _record(self) -> None:
         content = {

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from songbloom.distributed import world
+from songbloom.errors import reason
 
 FOLDER = Path(__file__).parent
 # Each library's functions, with what they take and give; its source is the .cpp of its name.
@@ -199,7 +200,7 @@ def build(flags: tuple[str, ...], folder: Path, source: str = "step") -> Path:
                 _clear_remains(folder, name)
                 _compile(name, source, flags, path)
     except OSError as error:
-        raise BuildError(f"{folder}: {error.strerror or error}") from error
+        raise BuildError(f"{folder}: {reason(error)}") from error
     return path
 
 
